@@ -1,0 +1,81 @@
+# Corral's commands. `make` alone lists them.
+#
+# What is set up once leaves a stamp in .venv, so that the next `make run` starts at once. PYTHON, CUDA
+# and every environment variable of docs/settings.md pass through: make run GATEWAY_PORT=9000
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+PY := $(VENV)/bin/python
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# To use it ---------------------------------------------------------------------------------------
+
+.PHONY: run
+run: engine models ## Set up what is missing and start the gateway; Ctrl-C stops it
+	@$(PY) scripts/keys.py ensure
+	@exec $(PY) scripts/gateway.py
+
+.PHONY: engine
+engine: $(VENV)/.installed ## Find a llama-server or build one (CUDA=1: for NVIDIA GPUs)
+	@if [ "$(CUDA)" = 1 ]; then PYTHON=$(PY) exec scripts/build_engine.sh; fi; \
+	$(PY) scripts/find_engine.py || { [ $$? = 3 ] && PYTHON=$(PY) scripts/build_engine.sh; }
+
+.PHONY: models
+models: $(VENV)/.installed ## Make two tiny demo models if there is no model yet
+	@$(PY) scripts/demo_models.py
+
+.PHONY: key gen-key
+gen-key: key
+key: $(VENV)/.installed ## Make an API key: make key NAME=alice OPTIONS=rpm=60,priority=high
+	@$(PY) scripts/keys.py generate "$(or $(NAME),$(error say whose key it is: make key NAME=alice))" "$(OPTIONS)"
+
+.PHONY: list-keys
+list-keys: $(VENV)/.installed ## Show what every key may do, and no key
+	@$(PY) scripts/keys.py list
+
+# To work on it -----------------------------------------------------------------------------------
+
+.PHONY: test
+test: engine $(VENV)/.tests-installed ## Run all tests, against the real llama-server
+	@$(PY) -m pytest
+
+.PHONY: smoke
+smoke: engine ## Start everything, chat once from outside, stop, and see that nothing is left
+	@tests/smoke.sh
+
+.PHONY: lint
+lint: $(VENV)/.tests-installed ## Check style and types
+	@$(VENV)/bin/ruff check
+	@$(VENV)/bin/ruff format --check
+	@$(VENV)/bin/mypy
+
+.PHONY: format
+format: $(VENV)/.tests-installed ## Let the formatter have its way
+	@$(VENV)/bin/ruff check --fix
+	@$(VENV)/bin/ruff format
+
+.PHONY: docs
+docs: $(VENV)/.installed ## Write docs/settings.md from the table of settings
+	@PYTHONPATH=scripts $(PY) -m tests.settings_page
+
+.PHONY: clean
+clean: ## Remove what Python and the tools left; models, keys and logs stay
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	@find scripts tests -name __pycache__ -prune -exec rm -rf {} +
+
+# Set up once -------------------------------------------------------------------------------------
+
+$(VENV)/.installed: requirements.txt
+	@scripts/make_venv.sh $(VENV)
+	@touch $@
+
+$(VENV)/.tests-installed: tests/requirements.txt $(VENV)/.installed
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	@touch $@

@@ -1,0 +1,332 @@
+"""The gateway from its first line to its last: build, start, drain, stop.
+
+The order of the start is a promise: the status file says `starting` and the health process runs before
+anything slow, then the sockets listen, then models load. The order of the stop is its mirror: refuse
+what is new, let finish what runs, stop the herd, and the health process last, so that whoever asks it
+sees the end coming.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import corral
+from corral import errors, settings, welcome
+from corral.catalogue import Catalogue
+from corral.drivers import clock, gpu_probe, host_memory, process_facts, status_file, tasks
+from corral.drivers.http_client import HttpClient
+from corral.drivers.http_server import HttpServer, ServerLimits
+from corral.drivers.key_file_store import KeyFileStore
+from corral.drivers.listening import listen_sockets
+from corral.drivers.log_files import LogFiles
+from corral.drivers.model_store import catalogue
+from corral.drivers.patrol import Patrol
+from corral.drivers.process import Child, spawn
+from corral.drivers.reaper import Reaper
+from corral.fleet import Fleet, LlamaEngines
+from corral.formats import http1
+from corral.formats.status import ModelState, Phase, StatusDocument, to_json
+from corral.handlers import replies
+from corral.handlers.gate import Gate
+from corral.handlers.record import Recorder
+from corral.handlers.routes import Routes
+from corral.logs import log_to
+from corral.metrics import Metrics
+from corral.policy import launch
+from corral.policy.authentication import KeyRing
+from corral.policy.scheduler import ModelLimits
+from corral.settings import Settings
+
+log = logging.getLogger("corral")
+
+HEALTH_SERVER = Path(__file__).resolve().parent.parent / "health_server.py"
+# The health process takes a file older than 15 s for a dead gateway's.
+STATUS_EVERY_S = 2.0
+KEYS_EVERY_S = 1.0
+HEALTH_RESTART_S = 1.0
+DRAIN_POLL_S = 0.02
+
+
+class App:
+    """All the parts, and the two things that happen to them: `start` and `stop`."""
+
+    def __init__(self, config: Settings) -> None:
+        self.settings = config
+        self.phase = Phase.STARTING
+        self.logs = LogFiles(config.logs.directory, config.instance_id)
+        log_to(self.logs.open("_boot", "boot"), config.logs.format)
+        self.reaper = Reaper()
+        self.patrol = Patrol()
+        self.client = HttpClient(self.patrol)
+        self.metrics = Metrics(corral.__version__, clock.wall())
+        self.key_store = KeyFileStore(config.access.keys_file)
+        self.catalogue: Catalogue
+        self.fleet: Fleet
+        self.gate: Gate
+        self.server: HttpServer
+        self.port = 0
+        self._status_path = str(config.paths.runtime / "status.json")
+        self._status_due = False
+        self._pid_started = process_facts.start_ticks(os.getpid())
+        self._health: Child | None = None
+        self._stop_wanted = asyncio.Event()
+        self._hurry = False
+        self._ended = False
+
+    # Start -------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.reaper.start(loop)
+        self._write_status()
+        if self.settings.server.health_port != self.settings.server.port:
+            self._spawn_health()
+        self.key_store.load()
+        self.catalogue = catalogue(self.settings)
+        for warning in (*self.settings.warnings, *self.catalogue.warnings):
+            log.warning("%s", warning)
+        self.fleet = self._build_fleet()
+        self.gate = self._build_gate()
+        self.server = self._build_server()
+        sockets = listen_sockets(self.settings.server.host, self.settings.server.port)
+        self.port = sockets[0].getsockname()[1]
+        await self.server.listen(sockets)
+        self.phase = Phase.SERVING
+        self.fleet.preload(self._preloads())
+        self._write_status()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_stop_signal)
+        loop.add_signal_handler(signal.SIGHUP, self._load_keys, self.key_store.reload)
+        tasks.spawn(self.fleet.run(), "the fleet's clock")
+        tasks.spawn(self._every(STATUS_EVERY_S, self._write_status), "the status file")
+        tasks.spawn(self._every(KEYS_EVERY_S, partial(self._load_keys, self.key_store.load)), "the keys")
+
+    def _build_fleet(self) -> Fleet:
+        herd = self.settings.herd
+        engines = LlamaEngines(
+            self.settings,
+            self.catalogue,
+            settings.children_environment(self.settings),
+            self.client,
+            self.logs,
+            self.reaper,
+            frozenset({self.settings.server.port, self.settings.server.health_port}),
+        )
+        limits = {
+            model.name: ModelLimits(
+                slots=launch.slots(model, herd.default_parallel),
+                pinned=model.pinned,
+                queue_max=model.queue_max or herd.queue_max,
+            )
+            for model in self.catalogue.models.values()
+        }
+        return Fleet(
+            limits,
+            engines,
+            self.metrics,
+            models_max=herd.models_max,
+            idle_timeout_s=herd.idle_timeout_s,
+            queue_timeout_s=herd.queue_timeout_s,
+            on_change=self._status_changed,
+        )
+
+    def _build_gate(self) -> Gate:
+        return Gate(
+            version=corral.__version__,
+            settings=self.settings,
+            catalogue=self.catalogue,
+            fleet=self.fleet,
+            client=self.client,
+            metrics=self.metrics,
+            keys=self._key_ring(),
+            status=self.status,
+            recorder=Recorder(self.logs.open_access_log(), self.settings.logs.format, self.metrics),
+            dropped_log_lines=lambda: self.logs.dropped_lines,
+            open_connections=lambda: self.server.connections,
+        )
+
+    def _build_server(self) -> HttpServer:
+        own = self.settings.server
+        limits = ServerLimits(
+            head=http1.Limits(headers_max=own.headers_max, line_max_bytes=own.header_line_max_bytes),
+            body_max_bytes=own.body_max_bytes,
+            connections_max=own.connections_max,
+            header_timeout_s=own.header_timeout_s,
+            body_timeout_s=own.body_timeout_s,
+            write_timeout_s=own.write_timeout_s,
+            keepalive_timeout_s=own.keepalive_timeout_s,
+        )
+        handle = Routes(self.gate).handle
+        return HttpServer(handle, limits, self.patrol, replies.error_page, self.gate.recorder.refused)
+
+    def _preloads(self) -> tuple[str, ...]:
+        if self.settings.single_model is not None:
+            return tuple(self.catalogue.models)
+        wished = self.settings.herd.preload
+        if "*" in wished:
+            return tuple(self.catalogue.models)
+        for name in wished:
+            if self.catalogue.find(name) is None:
+                log.warning("preload_models names %r, and there is no such model", name)
+        found = (self.catalogue.find(name) for name in wished)
+        return tuple(model.name for model in found if model is not None)
+
+    # Keys --------------------------------------------------------------------------------------
+
+    def _key_ring(self) -> KeyRing:
+        access = self.settings.access
+        ring = KeyRing(
+            self.key_store.records, requests_per_minute=access.requests_per_minute, env_key=access.env_key
+        )
+        if access.enabled and not len(ring):
+            log.error("there are NO KEYS in %s: every request gets 401", access.keys_file)
+        return ring
+
+    def _load_keys(self, load: Callable[[], bool]) -> None:
+        if load():
+            self.gate.keys = self._key_ring()
+            log.info("%d keys are in force", len(self.gate.keys))
+
+    # Status and health -------------------------------------------------------------------------
+
+    def status(self) -> StatusDocument:
+        models = self.fleet.statuses() if self.phase is not Phase.STARTING else {}
+        single = self.settings.single_model is not None
+        return StatusDocument(
+            instance=self.settings.instance_id,
+            pid=os.getpid(),
+            pid_started=self._pid_started,
+            written_at=clock.wall(),
+            phase=self.phase,
+            preload_settled=self.phase is not Phase.STARTING and self.fleet.preload_settled,
+            single_model_failed=single and any(each.state is ModelState.FAILED for each in models.values()),
+            models=models,
+        )
+
+    def _status_changed(self) -> None:
+        """Write soon: several changes of one moment make one file."""
+        if not self._status_due and self.phase is not Phase.STARTING:
+            self._status_due = True
+            asyncio.get_running_loop().call_soon(self._write_status)
+
+    def _write_status(self) -> None:
+        self._status_due = False
+        try:
+            status_file.write(self._status_path, to_json(self.status()))
+        except OSError as error:
+            log.error("the status file %s cannot be written: %s", self._status_path, error)
+
+    def _spawn_health(self) -> None:
+        server = self.settings.server
+        argv = [sys.executable, "-I", str(HEALTH_SERVER), "--port", str(server.health_port)]
+        argv += ["--host", server.host or "", "--status-file", self._status_path]
+        argv += ["--path", server.health_check_path]
+        environment = settings.children_environment(self.settings)
+        self._health = spawn(argv, env=environment, reaper=self.reaper, on_output=self._health_said)
+        self._health.exited.add_done_callback(self._health_ended)
+
+    def _health_said(self, data: bytes) -> None:
+        for line in data.decode("utf-8", "replace").splitlines():
+            log.warning("health server: %s", line)
+
+    def _health_ended(self, exited: asyncio.Future[int]) -> None:
+        if not self._ended:
+            log.error("the health server ended (%s) and is started again", exited.result())
+            asyncio.get_running_loop().call_later(HEALTH_RESTART_S, self._restart_health)
+
+    def _restart_health(self) -> None:
+        if not self._ended:
+            self._spawn_health()
+
+    async def _every(self, seconds: float, act: Callable[[], None]) -> None:
+        while not self._ended:
+            await asyncio.sleep(seconds)
+            act()
+
+    # Stop --------------------------------------------------------------------------------------
+
+    def _on_stop_signal(self) -> None:
+        if self._stop_wanted.is_set():
+            log.warning("a second signal: not waiting any longer")
+            self._hurry = True
+        self._stop_wanted.set()
+
+    async def until_stopped(self) -> None:
+        """Wait for a signal, then drain and stop."""
+        await self._stop_wanted.wait()
+        self.phase = Phase.DRAINING
+        log.info("stopping: %d requests may finish within %g s", *self._drain_terms())
+        self._write_status()
+        self.fleet.refuse_waiting()
+        self.server.wind_down()
+        deadline = clock.monotonic() + self.settings.server.drain_timeout_s
+        while self.server.busy and not self._hurry and clock.monotonic() < deadline:
+            await asyncio.sleep(DRAIN_POLL_S)
+        await self.close()
+
+    def _drain_terms(self) -> tuple[int, float]:
+        return self.fleet.active, self.settings.server.drain_timeout_s
+
+    async def close(self) -> None:
+        """Let go of everything, the health process last. Also after a start that failed half-way."""
+        if hasattr(self, "fleet"):
+            await self.fleet.stop()
+        if hasattr(self, "server"):
+            await self.server.close()
+        self._ended = True
+        if self._health is not None and self._health.alive:
+            self._health.signal_group(signal.SIGTERM)
+            await self._health.exited
+        log.info("stopped")
+        self.logs.stop()
+
+
+def hardware() -> str:
+    """What the models run on, in words."""
+    gpus = gpu_probe.detect()
+    if gpus:
+        return ", ".join(f"{gpu.name} ({welcome.size(gpu.total_bytes)})" for gpu in gpus)
+    memory = host_memory.read()
+    return "no GPU found, CPU mode" + (f", {welcome.size(memory.total_bytes)} of memory" if memory else "")
+
+
+def raise_descriptor_limit() -> None:
+    """10,000 connections need as many descriptors; the usual soft limit is 1,024."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def serve(config: Settings) -> int:
+    app = App(config)
+    try:
+        await app.start()
+    except errors.SettingsError as error:
+        await app.close()
+        print(f"corral: {error}", file=sys.stderr)
+        return 1
+    print(welcome.screen(app.settings, app.catalogue, app.port, hardware()), flush=True)
+    # What is there now stays: the collector need never look at it again.
+    gc.collect()
+    gc.freeze()
+    await app.until_stopped()
+    return 0
+
+
+def main(config_path: Path | None = None) -> int:
+    """Run the gateway; the exit code."""
+    try:
+        config = settings.load(config_path=config_path)
+    except errors.SettingsError as error:
+        print(f"corral: {error}", file=sys.stderr)
+        return 1
+    raise_descriptor_limit()
+    return asyncio.run(serve(config))

@@ -1,0 +1,324 @@
+"""One client's connection: an asyncio Protocol around one `RequestReader`.
+
+It takes one request at a time, in order; bytes of pipelined requests wait in the reader, and past a
+bound the socket is not read. For each request it makes an `Exchange` and steps the handler's coroutine
+(see tasks.py). Whatever the handler does, raises or forgets, the client gets one well-formed answer or
+a closed connection, never half of one that looks whole.
+
+The client's end of file while an answer is pending means that it is gone: the handler gets `ClientGone`
+where it waits, and lets go of what it holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from corral import errors
+from corral.drivers import clock
+from corral.drivers.http_server.exchange import Exchange
+from corral.drivers.listening import client_address
+from corral.drivers.tasks import Bell, Strand
+from corral.formats import http1
+
+log = logging.getLogger("corral.http")
+
+# Unread bytes of a body or of pipelined requests that one connection may hold before its socket is
+# left alone. TCP then slows the sender down.
+UNREAD_MAX_BYTES = 64 * 1024
+# What the kernel would not take yet. Above it the source of the bytes is paused.
+UNSENT_MAX_BYTES = 64 * 1024
+# After an early answer the rest of the request is read and dropped for this long: closing a socket with
+# unread bytes resets it, and the reset can destroy the answer on its way (RFC 9112, 9.6).
+LINGER_S = 2.0
+
+
+class ClientGone(asyncio.CancelledError):
+    """The client closed its connection before its answer was complete."""
+
+
+@dataclass(frozen=True)
+class ServerLimits:
+    head: http1.Limits
+    body_max_bytes: int
+    connections_max: int
+    header_timeout_s: float
+    body_timeout_s: float
+    write_timeout_s: float
+    keepalive_timeout_s: float
+
+
+Handler = Callable[[Exchange], Coroutine[Any, Any, None]]
+ErrorPage = Callable[[errors.CorralError], tuple[list[tuple[bytes, bytes]], bytes]]
+
+
+class Server(Protocol):
+    """What a connection needs from the server that accepted it."""
+
+    limits: ServerLimits
+    handler: Handler
+    error_page: ErrorPage
+    closing: bool
+    date: clock.PerSecond[bytes]
+
+    @property
+    def overfull(self) -> bool: ...
+    def enter(self, connection: Connection) -> None: ...
+    def leave(self, connection: Connection) -> None: ...
+    def on_refused(self, client: str, error: errors.CorralError) -> None: ...
+
+
+class Connection(asyncio.Protocol):
+    """One client's connection: reads requests in order, runs one handler at a time."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.client = "-"
+        self.reader = http1.RequestReader(server.limits.head)
+        self.transport: asyncio.Transport
+        self.write_paused = False
+        self._exchange: Exchange | None = None
+        self._strand: Strand | None = None
+        self._body_bell = Bell()
+        self._write_bell = Bell()
+        self._awaits_body = False
+        self._reading = True
+        self._eof = False
+        self._lingering = False
+        self._dispatching = False
+        self._deadline = math.inf
+        self._unsent = 0
+        self._unsent_deadline = math.inf
+
+    # From the event loop -----------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        transport.set_write_buffer_limits(high=UNSENT_MAX_BYTES)
+        self.client = client_address(transport.get_extra_info("peername"))
+        self._deadline = clock.monotonic() + self.server.limits.header_timeout_s
+        self.server.enter(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._lingering:
+            return
+        was_idle = self.reader.idle
+        self.reader.feed(data)
+        if self._exchange is None:
+            self._next_requests()
+            if was_idle and self._exchange is None and not self.reader.idle:
+                self._deadline = clock.monotonic() + self.server.limits.header_timeout_s
+        elif self._awaits_body:
+            self._body_bell.ring()
+        elif self.reader.buffered_bytes > UNREAD_MAX_BYTES:
+            self._reading = False
+            self.transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        self._eof = True
+        self.reader.feed_eof()
+        if self._strand is not None:
+            self._strand.throw(ClientGone())
+        elif self._exchange is None and not self._lingering:
+            self._next_requests()
+        return False
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        self.server.leave(self)
+        self._eof = True
+        if self._strand is not None:
+            self._strand.throw(ClientGone())
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+        self._unsent = self.transport.get_write_buffer_size()
+        self._unsent_deadline = clock.monotonic() + self.server.limits.write_timeout_s
+        if self._exchange is not None:
+            self._exchange.on_write_paused(True)
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        self._unsent_deadline = math.inf
+        if self._exchange is not None:
+            self._exchange.on_write_paused(False)
+        self._write_bell.ring()
+
+    # From the exchange -------------------------------------------------------------------------
+
+    async def more_body(self) -> None:
+        self._awaits_body = True
+        self._deadline = clock.monotonic() + self.server.limits.body_timeout_s
+        self._read_on()
+        try:
+            await self._body_bell
+        finally:
+            self._awaits_body = False
+            self._deadline = math.inf
+
+    async def writable(self) -> None:
+        while self.write_paused:
+            await self._write_bell
+
+    def send(self, data: bytes) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(data)
+
+    @property
+    def body_max_bytes(self) -> int:
+        return self.server.limits.body_max_bytes
+
+    @property
+    def closing(self) -> bool:
+        return self.server.closing
+
+    def date(self) -> bytes:
+        return self.server.date.at(clock.wall())
+
+    # One request after the other ---------------------------------------------------------------
+
+    def _next_requests(self) -> None:
+        """Start every request that is whole in the reader, as long as each is answered at once."""
+        if self._dispatching:
+            return  # a handler ended inside its first step: the loop below goes on with the next
+        self._dispatching = True
+        try:
+            while self._exchange is None and not self._lingering and not self.transport.is_closing():
+                head = self.reader.next_event()
+                if head is None:
+                    break
+                if isinstance(head, http1.RequestHead):
+                    self._begin(head)
+        except errors.CorralError as error:
+            self._refuse(error)
+        finally:
+            self._dispatching = False
+        if self._exchange is None and self._eof:
+            self.transport.close()
+
+    def _begin(self, head: http1.RequestHead) -> None:
+        self._deadline = math.inf
+        exchange = self._exchange = Exchange(self, head)
+        if self.server.overfull:
+            exchange.close_after()
+            self._ended(self._overfull())
+            return
+        if exchange.body_done:
+            self.reader.next_event()  # the END that follows a head without a body
+        strand = self._strand = Strand(self.server.handler(exchange), self._ended)
+        strand.step()
+
+    def _overfull(self) -> errors.CorralError:
+        error = errors.TooManyConnections(
+            f"{self.server.limits.connections_max} connections are open already. Try again in a moment.",
+            retry_after_s=1,
+        )
+        self.server.on_refused(self.client, error)
+        return error
+
+    def _ended(self, error: BaseException | None) -> None:
+        """The handler is through. Make the wire agree with that, and go on."""
+        self._strand = None
+        exchange = self._exchange
+        assert exchange is not None
+        if not isinstance(error, ClientGone):
+            self._answer_failure(exchange, error)
+        if self._eof or not exchange.finished:
+            exchange.break_off()
+        if exchange.closes:
+            self._exchange = None
+            self._linger(wait=not exchange.body_done)
+            return
+        if not exchange.body_done:
+            while self.reader.next_event() is not http1.END:
+                pass  # nobody read the body; all of it is here, or the exchange would close
+        self._await_next()
+
+    def _answer_failure(self, exchange: Exchange, error: BaseException | None) -> None:
+        if error is None and exchange.started:
+            return
+        if not isinstance(error, errors.CorralError):
+            log.error("%s %s failed", exchange.head.method, exchange.head.path, exc_info=error)
+            error = errors.CorralError("Corral failed on this request. Its log says why.")
+        if not exchange.started:
+            headers, body = self.server.error_page(error)
+            exchange.respond(error.status, headers, body)
+
+    def _await_next(self) -> None:
+        self._exchange = None
+        self.reader.start_next()
+        self._deadline = clock.monotonic() + self.server.limits.keepalive_timeout_s
+        self._read_on()
+        if self.server.closing and self.reader.idle:
+            self._linger(wait=False)
+        elif not self._dispatching and (self._eof or not self.reader.idle):
+            self._next_requests()
+
+    def _refuse(self, error: errors.CorralError) -> None:
+        """Answer what is no HTTP request, and close: nothing after it can be trusted (RFC 9112, 9.6)."""
+        headers, body = self.server.error_page(error)
+        own = [
+            (b"date", self.server.date.at(clock.wall())),
+            (b"connection", b"close"),
+            (b"content-length", b"%d" % len(body)),
+        ]
+        self.server.on_refused(self.client, error)
+        self.transport.write(http1.response_head(error.status, [*own, *headers]) + body)
+        self._linger(wait=True)
+
+    def _linger(self, wait: bool) -> None:
+        """Close, letting the last answer arrive first."""
+        self._lingering = True
+        if not wait or self._eof or self.transport.is_closing():
+            self.transport.close()
+            return
+        self._deadline = clock.monotonic() + LINGER_S
+        self._read_on()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+
+    def _read_on(self) -> None:
+        if not self._reading:
+            self._reading = True
+            self.transport.resume_reading()
+
+    # From the patrol and the server ------------------------------------------------------------
+
+    def check(self, now: float) -> None:
+        exchange = self._exchange
+        if now >= self._unsent_deadline:
+            unsent = self.transport.get_write_buffer_size()
+            if unsent >= self._unsent:
+                self.transport.abort()
+                return
+            self._unsent, self._unsent_deadline = unsent, now + self.server.limits.write_timeout_s
+        if now >= self._deadline:
+            self._deadline = math.inf
+            self._late()
+        elif exchange is not None and now >= exchange.expires_at and self._strand is not None:
+            exchange.expires_at = math.inf
+            assert exchange.expiry_error is not None
+            self._strand.throw(exchange.expiry_error())
+
+    def _late(self) -> None:
+        if self._awaits_body and self._strand is not None:
+            self._strand.throw(errors.RequestTimeout("The request body stopped arriving. Send it again."))
+        elif self._lingering or self.reader.idle:
+            self.transport.close()
+        else:
+            self._refuse(errors.RequestTimeout("The request's header did not arrive in time."))
+
+    @property
+    def busy(self) -> bool:
+        return self._exchange is not None or self.transport.get_write_buffer_size() > 0
+
+    def close_if_idle(self) -> None:
+        if self._exchange is None and not self._lingering:
+            self._linger(wait=False)
+
+    def abort(self) -> None:
+        self.transport.abort()

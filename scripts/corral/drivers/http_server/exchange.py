@@ -1,0 +1,247 @@
+"""One request and its answer, as a handler sees them.
+
+Output is gathered and leaves with the next `flush`, so that a head and the body that is already there
+cost one system call. Whole chunks that come from upstream with the framing that this answer has anyway
+pass through untouched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from corral import errors
+from corral.drivers import clock
+from corral.formats import http1
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+
+class Source(Protocol):
+    """Where an answer's bytes come from, as far as a slow reader needs to slow it down."""
+
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+
+
+class Wire(Protocol):
+    """What an exchange needs from the connection that carries it."""
+
+    client: str
+    reader: http1.RequestReader
+    write_paused: bool
+
+    @property
+    def body_max_bytes(self) -> int: ...
+    @property
+    def closing(self) -> bool: ...
+    def date(self) -> bytes: ...
+    def send(self, data: bytes) -> None: ...
+    async def more_body(self) -> None: ...
+    async def writable(self) -> None: ...
+
+
+class Exchange:
+    """One request and its answer, as the handler sees them."""
+
+    __slots__ = (
+        "_body_done",
+        "_chunked",
+        "_close",
+        "_finished",
+        "_out",
+        "_source",
+        "_tail",
+        "_wire",
+        "bytes_sent",
+        "client",
+        "expires_at",
+        "expiry_error",
+        "head",
+        "is_event_stream",
+        "received_at",
+        "status",
+    )
+
+    def __init__(self, wire: Wire, head: http1.RequestHead) -> None:
+        self.head = head
+        self.client = wire.client
+        self.received_at = clock.monotonic()
+        self.status = 0
+        self.bytes_sent = 0
+        self.expires_at = math.inf
+        self.expiry_error: Callable[[], errors.CorralError] | None = None
+        self._wire = wire
+        self._out: list[bytes] = []
+        self._chunked = False
+        self._close = not head.keep_alive
+        self._finished = False
+        self._body_done = head.content_length in (None, 0) and not head.chunked
+        self._source: Source | None = None
+        self._tail = b""
+        self.is_event_stream = False
+
+    # The request's body ------------------------------------------------------------------------
+
+    async def body(self) -> bytes:
+        """The whole body. Raises PayloadTooLarge, RequestTimeout or what is wrong with its framing."""
+        limit = self._wire.body_max_bytes
+        if (self.head.content_length or 0) > limit:
+            raise self._too_large(limit)
+        if self._body_done:
+            return b""
+        parts: list[bytes] = []
+        size = 0
+        wire = self._wire
+        if self.head.expects_continue and wire.reader.buffered_bytes == 0:
+            wire.send(http1.CONTINUE)
+        while True:
+            event = wire.reader.next_event()
+            if event is None:
+                await wire.more_body()
+            elif event is http1.END:
+                self._body_done = True
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+            elif isinstance(event, http1.Data):
+                size += len(event.payload)
+                if size > limit:
+                    raise self._too_large(limit)
+                parts.append(event.payload)
+
+    def _too_large(self, limit: int) -> errors.PayloadTooLarge:
+        return errors.PayloadTooLarge(
+            f"The request body is larger than {limit} bytes. Send less, or raise MAX_REQUEST_BODY_SIZE."
+        )
+
+    # The answer --------------------------------------------------------------------------------
+
+    @property
+    def started(self) -> bool:
+        """Whether the status is out, so that no other answer can be given any more."""
+        return self.status != 0
+
+    def respond(self, status: int, headers: Headers, body: bytes = b"") -> None:
+        """A complete answer in one write."""
+        if status >= 200 and status not in (204, 304):
+            headers = [*headers, (b"content-length", b"%d" % len(body))]
+        self._send_head(status, headers)
+        if body and self.head.method != "HEAD":
+            self._out.append(body)
+            self.bytes_sent += len(body)
+        self._finished = True
+        self.flush()
+
+    def start(self, status: int, headers: Headers, content_length: int | None = None) -> None:
+        """Begin an answer whose body follows through `write`. It leaves with the next flush."""
+        if content_length is not None:
+            headers = [*headers, (b"content-length", b"%d" % content_length)]
+        elif status in (204, 304):
+            pass  # never a body, so nothing that would frame one (RFC 9112, 6.3)
+        elif self.head.version >= (1, 1):
+            self._chunked = True
+            headers = [*headers, (b"transfer-encoding", b"chunked")]
+        else:
+            self._close = True  # HTTP/1.0 knows an end only by the connection's (RFC 9112, 6.3)
+        self._send_head(status, headers)
+
+    def _send_head(self, status: int, headers: Headers) -> None:
+        if self.started:
+            raise RuntimeError("an answer was started twice")
+        self.status = status
+        own = [(b"date", self._wire.date())]
+        if self._close or self._wire.closing or self._leaves_body():
+            self._close = True
+            own.append((b"connection", b"close"))
+        elif self.head.version < (1, 1):
+            own.append((b"connection", b"keep-alive"))
+        self._out.append(http1.response_head(status, [*own, *headers]))
+
+    def _leaves_body(self) -> bool:
+        """Whether a part of the request's body is still to come, that nobody is going to read.
+
+        Waiting for it would cost more than a new connection does, and after `Expect: 100-continue`
+        it may never be sent (RFC 9110, 10.1.1).
+        """
+        length = self.head.content_length
+        return not self._body_done and (length is None or self._wire.reader.buffered_bytes < length)
+
+    def write(self, payload: bytes) -> None:
+        """A piece of the body, framed as this answer needs it."""
+        if payload and self.head.method != "HEAD":
+            self._tail = payload
+            self.bytes_sent += len(payload)
+            self._out.append(http1.chunk(payload) if self._chunked else payload)
+
+    def write_chunks(self, chunks: http1.Chunks) -> None:
+        """Whole chunks from upstream: passed on as they are where the framing is the same."""
+        if self._chunked and self.head.method != "HEAD":
+            self._tail = chunks.raw
+            self.bytes_sent += len(chunks.raw)
+            self._out.append(chunks.raw)
+        else:
+            self.write(chunks.payload())
+
+    def flush(self) -> None:
+        out = self._out
+        if out:
+            self._wire.send(out[0] if len(out) == 1 else b"".join(out))
+            out.clear()
+
+    def finish(self) -> None:
+        """End the body: its terminator, and whatever was not flushed, leave in one write."""
+        if self._chunked and self.head.method != "HEAD":
+            self._out.append(http1.LAST_CHUNK)
+        self._finished = True
+        self.flush()
+
+    def close_after(self) -> None:
+        """Make this answer the connection's last one."""
+        self._close = True
+
+    def break_off(self) -> None:
+        """Send what is there and close without the terminator: the client must see that it is not whole."""
+        self.flush()
+        self._close = True
+        self._finished = True
+
+    async def drain(self) -> None:
+        """Wait until a slow reader has taken enough."""
+        self.flush()
+        await self._wire.writable()
+
+    @property
+    def at_event_boundary(self) -> bool:
+        """Whether what was sent of an event stream ends with a whole event."""
+        return not self._tail or self._tail.removesuffix(b"\r\n").endswith((b"\n\n", b"\r\n\r\n"))
+
+    # Times and flow ----------------------------------------------------------------------------
+
+    def expire(self, at: float, error: Callable[[], errors.CorralError]) -> None:
+        """Raise an error in the handler, where it waits, once the clock passes `at`."""
+        self.expires_at, self.expiry_error = at, error
+
+    def feed_from(self, source: Source | None) -> None:
+        """Let a slow reader slow down `source` from now on (None: nobody)."""
+        self._source = source
+        if source is not None and self._wire.write_paused:
+            source.pause()
+
+    def on_write_paused(self, paused: bool) -> None:
+        if self._source is not None:
+            if paused:
+                self._source.pause()
+            else:
+                self._source.resume()
+
+    @property
+    def finished(self) -> bool:
+        return self._finished
+
+    @property
+    def closes(self) -> bool:
+        return self._close
+
+    @property
+    def body_done(self) -> bool:
+        return self._body_done

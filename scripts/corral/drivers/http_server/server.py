@@ -1,0 +1,75 @@
+"""The listener: accepts connections, counts them, and winds them down."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from socket import socket
+
+from corral import errors
+from corral.drivers import clock
+from corral.drivers.http_server.connection import Connection, ErrorPage, Handler, ServerLimits
+from corral.drivers.patrol import Patrol
+
+
+class HttpServer:
+    """Listens, counts connections, and hands each request to `handler`."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        limits: ServerLimits,
+        patrol: Patrol,
+        error_page: ErrorPage,
+        on_refused: Callable[[str, errors.CorralError], None] = lambda _client, _error: None,
+    ) -> None:
+        self.handler = handler
+        self.limits = limits
+        self.error_page = error_page
+        self.on_refused = on_refused
+        self.date = clock.PerSecond(clock.http_date)
+        self.closing = False
+        self._patrol = patrol
+        self._connections: set[Connection] = set()
+        self._listeners: list[asyncio.Server] = []
+
+    async def listen(self, sockets: list[socket], tls: ssl.SSLContext | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        for each in sockets:
+            self._listeners.append(await loop.create_server(lambda: Connection(self), sock=each, ssl=tls))
+
+    @property
+    def connections(self) -> int:
+        return len(self._connections)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request is still being answered."""
+        return any(connection.busy for connection in self._connections)
+
+    @property
+    def overfull(self) -> bool:
+        return len(self._connections) > self.limits.connections_max
+
+    def enter(self, connection: Connection) -> None:
+        self._connections.add(connection)
+        self._patrol.join(connection)
+
+    def leave(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        self._patrol.leave(connection)
+
+    def wind_down(self) -> None:
+        """From now on every answer is its connection's last one; idle connections close at once."""
+        self.closing = True
+        for connection in tuple(self._connections):
+            connection.close_if_idle()
+
+    async def close(self) -> None:
+        """Stop listening and cut what is left."""
+        for listener in self._listeners:
+            listener.close()
+        for connection in tuple(self._connections):
+            connection.abort()
+        self._listeners.clear()

@@ -1,0 +1,64 @@
+"""What the kernel says about a process: whether it lives, whether it is still the same one, what it uses.
+
+A pid alone proves nothing: it is given to another process some time after its owner's death. The pid
+together with the start time is never given twice. Where there is no /proc the pid has to do.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from typing import NamedTuple
+
+# Positions in /proc/PID/stat, counted from the field that follows the name (proc_pid_stat(5): state is
+# field 3, starttime field 22). The name stands in parentheses and may hold spaces and parentheses.
+_STATE = 0
+_START_TICKS = 19
+# A dead process keeps its entry until its parent has waited for it.
+_DEAD_STATES = (b"Z", b"X")
+
+
+class OwnUsage(NamedTuple):
+    """What this process uses. None where the kernel does not say."""
+
+    resident_bytes: int | None
+    cpu_s: float
+    # Objects that the garbage collector has freed so far, by generation.
+    gc_collected: tuple[int, ...]
+
+
+def start_ticks(pid: int) -> int | None:
+    """When a living process started, in ticks since the machine's boot. None: it is dead, or unknown."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read(4096).rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if fields[_STATE] in _DEAD_STATES else int(fields[_START_TICKS])
+
+
+def is_alive(pid: int, started_ticks: int | None) -> bool:
+    """Whether the process that had this pid when it was written down still lives."""
+    if started_ticks is not None:
+        return start_ticks(pid) == started_ticks
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def own_usage() -> OwnUsage:
+    times = os.times()
+    collected = tuple(generation["collected"] for generation in gc.get_stats())
+    return OwnUsage(_resident_bytes(), times.user + times.system, collected)
+
+
+def _resident_bytes() -> int | None:
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read(256).split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return None

@@ -1,0 +1,170 @@
+"""How coroutines run here: strands, bells, and the one `create_task`.
+
+A request is one straight coroutine. Driving it with an asyncio Task costs a task, a future for every
+wait, and a trip through the event loop for every wake-up: measured, 34.0 µs a request, against
+30.8 µs for a coroutine that the protocol object steps itself. So a coroutine of ours runs as a
+`Strand`: started at once, resumed at once, inside the very call that brought what it waited for.
+
+It waits on a `Bell`. A bell carries no value: the state lies with its owner, the waiter looks at that
+state before and after, and ringing a bell that nobody waits on does nothing. Because nothing else runs
+between the look and the wait, no wake-up is lost. A strand may also await an asyncio future (a
+connect, a sleep), but nothing that asks for the current task (`asyncio.timeout`, task groups).
+
+A bell resumes its waiter in the ringer's own call stack. That is what makes it cheap; it is also why a
+strand is woken through `ring_soon` wherever one request's end is another one's beginning, so that a
+long chain of hand-overs does not become a deep stack.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, TypeVar
+
+log = logging.getLogger("corral.tasks")
+T = TypeVar("T")
+
+
+class Bell:
+    """Wakes the one strand that awaits it."""
+
+    __slots__ = ("waiter",)
+
+    def __init__(self) -> None:
+        self.waiter: Strand | None = None
+
+    def __await__(self) -> Generator[Bell, None, None]:
+        yield self
+
+    def ring(self) -> None:
+        waiter = self.waiter
+        if waiter is not None:
+            self.waiter = None
+            waiter.step()
+
+    def ring_soon(self) -> None:
+        """Ring from a fresh stack, in the event loop's next turn."""
+        if self.waiter is not None:
+            asyncio.get_running_loop().call_soon(self.ring)
+
+
+class Strand:
+    """Drives one coroutine to its end. `on_done` gets what it raised, or None; it must not raise."""
+
+    __slots__ = ("_coroutine", "_on_done", "_pending", "_running", "_waiting", "done")
+
+    def __init__(
+        self, coroutine: Coroutine[Any, None, None], on_done: Callable[[BaseException | None], None]
+    ) -> None:
+        self._coroutine = coroutine
+        self._on_done = on_done
+        self._waiting: Bell | asyncio.Future[Any] | None = None
+        self._pending: BaseException | None = None
+        self._running = False
+        self.done = False
+
+    def step(self) -> None:
+        """Run until the next wait, or to the end."""
+        self._advance(None)
+
+    def throw(self, error: BaseException) -> None:
+        """Raise `error` where the coroutine waits; if it is running just now, at its next wait."""
+        if self.done:
+            return
+        if self._running:
+            self._pending = error
+            return
+        self._detach()
+        self._advance(error)
+
+    def _advance(self, error: BaseException | None) -> None:
+        self._running = True
+        try:
+            while True:
+                waited = self._coroutine.throw(error) if error is not None else self._coroutine.send(None)
+                error, self._pending = self._pending, None
+                if error is None:
+                    break
+                if isinstance(waited, asyncio.Future):
+                    waited.cancel()
+        except StopIteration:
+            self._finish(None)
+            return
+        except BaseException as raised:
+            self._finish(raised)
+            if isinstance(raised, (KeyboardInterrupt, SystemExit)):
+                raise
+            return
+        self._running = False
+        self._waiting = waited
+        if type(waited) is Bell:
+            waited.waiter = self
+        else:
+            # The handshake by which a future tells `await` from `yield`: see asyncio.Future.__await__.
+            waited._asyncio_future_blocking = False
+            waited.add_done_callback(self._future_done)
+
+    def _future_done(self, _future: asyncio.Future[Any]) -> None:
+        self.step()
+
+    def _detach(self) -> None:
+        waiting, self._waiting = self._waiting, None
+        if type(waiting) is Bell:
+            waiting.waiter = None
+        elif isinstance(waiting, asyncio.Future):
+            waiting.remove_done_callback(self._future_done)
+            # As a task would: what was being waited for (a connect, a sleep) is called off.
+            waiting.cancel()
+
+    def _finish(self, error: BaseException | None) -> None:
+        self._running = False
+        self.done = True
+        self._waiting = None
+        self._on_done(error)
+
+
+_background: set[Strand] = set()
+
+
+def spawn(coroutine: Coroutine[Any, None, None], name: str) -> Strand:
+    """Start a strand that nobody awaits. It is kept alive, and what it raises is logged, not lost."""
+
+    def finished(error: BaseException | None) -> None:
+        _background.discard(strand)
+        if error is not None and not isinstance(error, asyncio.CancelledError):
+            log.error("%s failed: %s", name, error, exc_info=error)
+
+    strand = Strand(coroutine, finished)
+    _background.add(strand)
+    strand.step()
+    return strand
+
+
+def outcome(coroutine: Coroutine[Any, None, T]) -> asyncio.Future[T]:
+    """Start a strand and promise its result: the bridge from asyncio's own coroutines to ours."""
+    promise: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+    async def run() -> None:
+        result = await coroutine
+        if not promise.done():
+            promise.set_result(result)
+
+    def finished(error: BaseException | None) -> None:
+        _background.discard(strand)
+        if error is None or promise.done():
+            return
+        if isinstance(error, asyncio.CancelledError):
+            promise.cancel()
+        else:
+            promise.set_exception(error)
+
+    strand = Strand(run(), finished)
+    _background.add(strand)
+    strand.step()
+    return promise
+
+
+async def as_task(awaitable: Coroutine[Any, Any, T]) -> T:
+    """Run one of asyncio's own coroutines, which may want a current task, and await it from a strand."""
+    return await asyncio.get_running_loop().create_task(awaitable)

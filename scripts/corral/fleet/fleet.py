@@ -1,0 +1,305 @@
+"""The fleet: the one door to a model, and the single writer of scheduler and lifecycle state.
+
+Requests, processes, people and the clock report events; the fleet tells the scheduler and the lifecycle
+table, and carries out what they answer. Between reading that state and changing it there is no `await`,
+so no two events ever see the same free slot.
+
+    async with fleet.lease(model, request_id) as lease:
+        ... lease.address is a llama-server that is ready, and one of its slots is ours ...
+
+A model that is wanted has a keeper: one coroutine that follows one process from its start to its end
+and reports each step. The keeper acts; what its reports mean, the table decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from corral import errors
+from corral.drivers import clock, tasks
+from corral.drivers.http_client import Address
+from corral.fleet.engines import Engine, EngineDied, Engines
+from corral.fleet.lease import Lease
+from corral.formats.status import ModelState, ModelStatus
+from corral.metrics import Metrics
+from corral.policy.lifecycle import RESIDENT, Deaths, Event, next_state
+from corral.policy.scheduler import Action, Drain, Grant, Load, ModelLimits, Refuse, Scheduler, Stop, Ticket
+
+log = logging.getLogger("corral.fleet")
+
+TICK_S = 0.25
+LOG_TAIL_LINES = 8
+
+
+@dataclass
+class ManagedModel:
+    """One model of the herd: its state, and whatever is alive of it."""
+
+    name: str
+    state: ModelState = ModelState.OFF
+    engine: Engine | None = None
+    load_began_at: float = 0.0
+    ready_at: float = math.inf
+    deaths: Deaths = field(default_factory=Deaths)
+    died_loading: bool = False
+    retry_at: float = math.inf
+    last_words: str = ""
+    # Whether it has come up, or shown that it won't, since the start.
+    settled: bool = False
+
+
+class Fleet:
+    def __init__(
+        self,
+        limits: Mapping[str, ModelLimits],
+        engines: Engines,
+        metrics: Metrics,
+        *,
+        models_max: int,
+        idle_timeout_s: float | None,
+        queue_timeout_s: float,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._scheduler = Scheduler(limits, models_max, clock.monotonic())
+        self._models = {name: ManagedModel(name) for name in limits}
+        self._leases: dict[Ticket, Lease] = {}
+        self._engines = engines
+        self._metrics = metrics
+        self._models_max = models_max
+        self._idle_timeout_s = idle_timeout_s
+        self._queue_timeout_s = queue_timeout_s
+        self._on_change = on_change
+        self._closing = False
+        self._preloaded: tuple[str, ...] = ()
+        for model in self._models.values():
+            self._publish(model)
+
+    # From requests -----------------------------------------------------------------------------
+
+    def lease(self, model: str, request_id: str) -> Lease:
+        return Lease(self, Ticket(request_id, model, clock.monotonic()))
+
+    def arrive(self, lease: Lease) -> None:
+        if self._closing:
+            raise shutting_down()
+        model = self._models[lease.ticket.model]
+        if model.state is ModelState.FAILED or (model.state is ModelState.BACKOFF and model.died_loading):
+            raise self._failure(model)
+        self._leases[lease.ticket] = lease
+        self._carry_out(self._scheduler.arrive(lease.ticket, lease.ticket.arrived_at))
+
+    def depart(self, lease: Lease) -> None:
+        if self._leases.pop(lease.ticket, None) is not None:
+            self._carry_out(self._scheduler.depart(lease.ticket, clock.monotonic()))
+
+    def address_of(self, model: str) -> Address:
+        engine = self._models[model].engine
+        if engine is None:
+            raise errors.UpstreamError(f"{model!r} went away in the moment it was needed. Try again.")
+        return engine.address
+
+    # What others may know ----------------------------------------------------------------------
+
+    def state(self, model: str) -> ModelState:
+        return self._models[model].state
+
+    def queue_depth(self, model: str) -> int:
+        return self._scheduler.depth(model)
+
+    def running(self, model: str) -> int:
+        return self._scheduler.running(model)
+
+    def statuses(self) -> dict[str, ModelStatus]:
+        return {model.name: status(model) for model in self._models.values()}
+
+    @property
+    def preload_settled(self) -> bool:
+        """Whether every preloaded model has come up, or shown that it won't."""
+        return all(self._models[name].settled for name in self._preloaded)
+
+    @property
+    def active(self) -> int:
+        """Requests that hold a slot."""
+        return sum(self._scheduler.running(name) for name in self._models)
+
+    # From people -------------------------------------------------------------------------------
+
+    def preload(self, names: tuple[str, ...]) -> None:
+        """Load these at the start, as far as they fit; the others count as settled."""
+        self._preloaded = names
+        for name in names:
+            if self._resident() < self._models_max:
+                self._move(self._models[name], Event.LOAD)
+            else:
+                self._models[name].settled = True
+                log.warning("%s is not preloaded: %d models are the most at a time", name, self._models_max)
+        self._on_change()
+
+    # From the clock ----------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Look at the fleet's own deadlines a few times a second, until it is stopped."""
+        while not self._closing:
+            await asyncio.sleep(TICK_S)
+            self.tick(clock.monotonic())
+
+    def tick(self, now: float) -> None:
+        for ticket, lease in tuple(self._leases.items()):
+            if ticket.granted_at is None and now - ticket.arrived_at >= self._queue_timeout_s:
+                self._refuse(lease, queue_timeout(ticket, now, self._scheduler.depth(ticket.model)))
+        for model in self._models.values():
+            if model.state is ModelState.BACKOFF and now >= model.retry_at:
+                # Another model may have taken the place meanwhile. Then this one is simply off.
+                room = self._resident() < self._models_max
+                self._move(model, Event.RETRY if room else Event.STOP)
+        if self._idle_timeout_s is not None:
+            self._carry_out(self._scheduler.unload_idle(now, self._idle_timeout_s))
+
+    # Carrying out ------------------------------------------------------------------------------
+
+    def _carry_out(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Grant(ticket):
+                    self._leases[ticket].settle()
+                case Refuse(ticket, error):
+                    self._refuse(self._leases[ticket], error)
+                case Load(name):
+                    self._step(self._models[name], Event.LOAD)
+                case Drain(name, reason):
+                    log.info("%s is unloaded (%s)", name, reason)
+                    self._metrics.model_evictions.labels(name, reason).inc()
+                    self._step(self._models[name], Event.DRAIN)
+                case Stop(name):
+                    self._step(self._models[name], Event.DRAINED)
+
+    def _refuse(self, lease: Lease, error: errors.CorralError) -> None:
+        self.depart(lease)
+        lease.settle(error)
+
+    def _move(self, model: ManagedModel, event: Event) -> None:
+        """A step that the scheduler has not decided itself and must hear of."""
+        self._step(model, event)
+        self._carry_out(self._scheduler.model_is(model.name, model.state, clock.monotonic()))
+
+    def _step(self, model: ManagedModel, event: Event) -> None:
+        """One step in a model's life: by the table, then whatever the new state asks for."""
+        model.state = next_state(model.state, event)
+        self._publish(model)
+        if model.state is ModelState.STARTING:
+            model.load_began_at = clock.monotonic()
+            tasks.spawn(self._keep(model), f"the keeper of {model.name}")
+        elif model.state is ModelState.STOPPING and model.engine is not None:
+            tasks.spawn(model.engine.stop(), f"the stop of {model.name}")
+        self._on_change()
+
+    def _publish(self, model: ManagedModel) -> None:
+        for state in ModelState:
+            self._metrics.model_state.labels(model.name, state.value).set(float(state is model.state))
+
+    def _resident(self) -> int:
+        return sum(model.state in RESIDENT for model in self._models.values())
+
+    # From processes ----------------------------------------------------------------------------
+
+    async def _keep(self, model: ManagedModel) -> None:
+        """Follow one process from its start to its end."""
+        try:
+            engine = model.engine = await self._engines.start(model.name)
+            if model.state is ModelState.STOPPING:
+                await engine.stop()
+            else:
+                self._move(model, Event.SPAWNED)
+                await engine.until_ready()
+                if model.state is ModelState.LOADING:
+                    self._ready(model, engine)
+            how = await engine.until_exit()
+        except EngineDied as death:
+            how = str(death)
+        if model.state is ModelState.STOPPING:
+            model.engine = None
+            log.info("%s is off", model.name)
+            self._move(model, Event.EXITED)
+        else:
+            self._died(model, how)
+
+    def _ready(self, model: ManagedModel, engine: Engine) -> None:
+        model.ready_at = clock.monotonic()
+        model.settled = True
+        seconds = model.ready_at - model.load_began_at
+        self._metrics.model_load_seconds.labels(model.name).observe(seconds)
+        log.info("%s is READY on port %d after %.2f s", model.name, engine.address.port, seconds)
+        self._move(model, Event.ANSWERED)
+
+    def _died(self, model: ManagedModel, how: str) -> None:
+        """Nobody asked it to go. Pause and try again, or give up; tell those who waited for the load."""
+        now = clock.monotonic()
+        tail = model.engine.log_tail(LOG_TAIL_LINES) if model.engine is not None else []
+        model.last_words = " | ".join([how, *tail])
+        model.died_loading = model.state in (ModelState.STARTING, ModelState.LOADING)
+        model.deaths = model.deaths.another(lived_s=max(0.0, now - model.ready_at))
+        model.retry_at = now + model.deaths.pause_s(random.random())
+        model.engine, model.ready_at, model.settled = None, math.inf, True
+        self._metrics.model_restarts.labels(model.name).inc()
+        log.warning("%s died (%d): %s", model.name, model.deaths.count, model.last_words)
+        self._move(model, Event.DIED)
+        if model.deaths.too_many:
+            log.error("%s is given up after %d deaths", model.name, model.deaths.count)
+            self._move(model, Event.GIVE_UP)
+        if model.died_loading or model.state is ModelState.FAILED:
+            self._carry_out(self._scheduler.refuse_waiting(model.name, self._failure(model)))
+
+    def _failure(self, model: ManagedModel) -> errors.ModelFailed:
+        if model.state is ModelState.FAILED:
+            return errors.ModelFailed(
+                f"{model.name!r} died {model.deaths.count} times in a row and was given up. "
+                f"Its last words: {model.last_words}"
+            )
+        return errors.ModelFailed(
+            f"{model.name!r} could not be loaded. Its last words: {model.last_words}",
+            retry_after_s=max(0.0, model.retry_at - clock.monotonic()),
+        )
+
+    # The end -----------------------------------------------------------------------------------
+
+    def refuse_waiting(self) -> None:
+        """Take nobody new, and send away who waits: the first step of a stop."""
+        self._closing = True
+        for ticket, lease in tuple(self._leases.items()):
+            if ticket.granted_at is None:
+                self._refuse(lease, shutting_down())
+
+    async def stop(self) -> None:
+        """Stop every process, and return when all are gone."""
+        self._closing = True
+        for model in self._models.values():
+            if model.state in RESIDENT and model.state is not ModelState.STOPPING:
+                self._move(model, Event.STOP)
+        while self._resident():
+            await asyncio.sleep(0.01)
+
+
+def status(model: ManagedModel) -> ModelStatus:
+    if model.state in (ModelState.BACKOFF, ModelState.FAILED):
+        return ModelStatus(model.state, extra={"detail": model.last_words})
+    if model.engine is None:
+        return ModelStatus(model.state)
+    return ModelStatus(model.state, port=model.engine.address.port, extra={"pid": model.engine.pid})
+
+
+def shutting_down() -> errors.ShuttingDown:
+    return errors.ShuttingDown(
+        "Corral is shutting down. Try again, or ask another instance.", retry_after_s=5
+    )
+
+
+def queue_timeout(ticket: Ticket, now: float, waiting: int) -> errors.QueueTimeout:
+    return errors.QueueTimeout(
+        f"No slot of {ticket.model!r} came free within {now - ticket.arrived_at:.0f} s, "
+        f"and {waiting} requests wait for it. Try again later."
+    )

@@ -1,0 +1,133 @@
+"""The OpenAI dialect: what a request wants, read from its body; answers and errors as its clients expect.
+
+Only what the gate itself must know is read: the model, and whether the answer is a stream. Everything
+else in a body is between the client and the engine, and passes as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from corral import errors
+from corral.formats import multipart
+
+# The engine's own word for a prompt that does not fit, and OpenAI's for the same thing.
+CONTEXT_EXCEEDED = {"exceed_context_size_error": "context_length_exceeded"}
+
+
+class Intent(NamedTuple):
+    """What a request asks the gate for."""
+
+    model: str | None
+    stream: bool
+
+
+def read_intent(body: bytes, content_type: str) -> Intent:
+    """Read a request's body. Raises InvalidRequest that names the place and the remedy."""
+    if content_type.startswith("multipart/form-data"):
+        return _form_intent(body, content_type)
+    if not body:
+        raise errors.InvalidRequest("The request has no body. Send a JSON object.")
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise errors.InvalidRequest(f"The request body is not valid JSON: {error}.") from None
+    if not isinstance(document, dict):
+        raise errors.InvalidRequest(f"The request body must be a JSON object, not {_json_kind(document)}.")
+    stream = document.get("stream", False)
+    if stream is not None and not isinstance(stream, bool):
+        raise errors.InvalidRequest("'stream' must be true or false.", param="stream")
+    return Intent(_model_name(document.get("model")) if "model" in document else None, bool(stream))
+
+
+def _form_intent(body: bytes, content_type: str) -> Intent:
+    model = multipart.field(body, content_type, "model")
+    stream = multipart.field(body, content_type, "stream")
+    return Intent(None if model is None else _model_name(model), stream == "true")
+
+
+def _model_name(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise errors.InvalidRequest(
+            f"'model' must be the name of a model, not {_json_kind(value)}.", param="model"
+        )
+    return value
+
+
+def _json_kind(value: object) -> str:
+    if value is None:
+        return "null"
+    if value == "":
+        return "an empty string"
+    kinds = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "an array"}
+    return kinds.get(type(value), "an object")
+
+
+# Errors -----------------------------------------------------------------------------------------
+
+
+def error_body(error: errors.CorralError) -> bytes:
+    """The envelope around one of our own errors."""
+    return _envelope(error.message, error.type, error.param, error.code)
+
+
+def _envelope(message: str, kind: str, param: str | None, code: str, **more: Any) -> bytes:
+    inner = {"message": message, "type": kind, "param": param, "code": code, **more}
+    return json.dumps({"error": inner}, ensure_ascii=False).encode()
+
+
+def upstream_error_body(status: int, body: bytes) -> bytes:
+    """An engine's own error in the same envelope, with the engine's words and figures kept."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    code = "invalid_request" if status < 500 else "upstream_error"
+    message = body[:500].decode("utf-8", "replace").strip() or "The engine gave no reason."
+    try:
+        inner = json.loads(body)["error"]
+        more = {key: value for key, value in inner.items() if key not in ("message", "type", "param", "code")}
+        message = str(inner.get("message") or message)
+        code = CONTEXT_EXCEEDED.get(str(inner.get("type")), code)
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        more = {}
+    return _envelope(message, kind, None, code, **more)
+
+
+def error_event(error: errors.CorralError, at_boundary: bool) -> bytes:
+    """An error inside a stream that has begun: one event, after a blank line if an event was cut."""
+    return (b"" if at_boundary else b"\n\n") + b"data: " + error_body(error) + b"\n\n"
+
+
+# Models -----------------------------------------------------------------------------------------
+
+
+class ModelCard(NamedTuple):
+    """What `/v1/models` tells of one model."""
+
+    name: str
+    created: int
+    n_ctx: int
+    state: str
+    aliases: tuple[str, ...]
+    embedding: bool
+
+
+def model_object(card: ModelCard) -> dict[str, Any]:
+    return {
+        "id": card.name,
+        "object": "model",
+        "created": card.created,
+        "owned_by": "corral",
+        "n_ctx": card.n_ctx,
+        "status": card.state,
+        "aliases": list(card.aliases),
+        "embedding": card.embedding,
+    }
+
+
+def model_list(cards: list[ModelCard], default: str | None) -> Mapping[str, Any]:
+    return {
+        "object": "list",
+        "data": [model_object(card) for card in cards],
+        "default_model": default,
+    }

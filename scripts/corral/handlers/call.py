@@ -1,0 +1,53 @@
+"""One request on its way through the gate: what is known of it so far, and what is left for the record."""
+
+from __future__ import annotations
+
+import re
+import uuid
+
+from corral import errors
+from corral.drivers.http_server import Exchange
+
+# An id that a client may choose: it goes into headers, logs and the engine's requests as it is.
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
+
+class Call:
+    """What the handlers of one request share. Made by the routes, recorded when it is over."""
+
+    __slots__ = (
+        "error",
+        "exchange",
+        "extra_headers",
+        "first_byte_at",
+        "gone",
+        "is_inference",
+        "key_id",
+        "model",
+        "queue_wait_s",
+        "reached_model",
+        "request_id",
+        "upstream_s",
+    )
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange = exchange
+        self.request_id = request_id(exchange.head.header(b"x-request-id"))
+        self.key_id = "-"
+        self.model = ""
+        self.is_inference = False
+        self.reached_model = False
+        # Headers that every answer to this request carries, errors included.
+        self.extra_headers: list[tuple[bytes, bytes]] = [(b"x-request-id", self.request_id.encode())]
+        self.queue_wait_s = 0.0
+        self.upstream_s = 0.0
+        self.first_byte_at: float | None = None
+        self.error: errors.CorralError | None = None
+        self.gone = False
+
+
+def request_id(wished: str | None) -> str:
+    """The client's own id if it is a sane one, else a new one."""
+    if wished is not None and REQUEST_ID.fullmatch(wished):
+        return wished
+    return str(uuid.uuid4())

@@ -1,0 +1,108 @@
+"""The gate: everything a handler may use, and the questions that a request is asked.
+
+One object instead of globals, so that a test builds a gate from parts of its own choice. The questions
+(who are you, not too often, which model) are answered by policy; the gate holds the state that those
+answers need: the key ring, a window per key, the catalogue.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from corral.catalogue import Catalogue, Model
+
+from corral import errors
+from corral.drivers import clock
+from corral.drivers.http_client import HttpClient
+from corral.fleet import Fleet
+from corral.formats.status import StatusDocument
+from corral.handlers.call import Call
+from corral.handlers.record import Recorder
+from corral.metrics import Metrics
+from corral.policy import authentication, rate_limit
+from corral.policy.authentication import KeyRing, Principal
+from corral.policy.rate_limit import RateLimiter
+from corral.settings import Settings
+
+
+@dataclass
+class Gate:
+    version: str
+    settings: Settings
+    catalogue: Catalogue
+    fleet: Fleet
+    client: HttpClient
+    metrics: Metrics
+    keys: KeyRing
+    recorder: Recorder
+    # What the status file says, from the same source: two ports can't disagree.
+    status: Callable[[], StatusDocument]
+    open_connections: Callable[[], int]
+    dropped_log_lines: Callable[[], int]
+    limiter: RateLimiter = field(default_factory=RateLimiter)
+    started_at: float = field(default_factory=clock.monotonic)
+
+    def authenticate(self, call: Call) -> Principal:
+        """Who is asking. Raises InvalidApiKey."""
+        access = self.settings.access
+        head = call.exchange.head
+        if not access.enabled:
+            principal = authentication.anonymous(access.requests_per_minute, admin=access.admin_without_auth)
+        else:
+            principal = authentication.authenticate(
+                self.keys, head.header(b"authorization"), head.header(b"x-api-key"), today()
+            )
+        call.key_id = principal.key_id
+        return principal
+
+    def admit(self, call: Call, principal: Principal) -> None:
+        """Count one request against the key's window. Raises RateLimitExceeded."""
+        admission = self.limiter.admit(principal, call.exchange.client, call.exchange.received_at)
+        call.extra_headers += rate_limit.headers(admission)
+        if not admission.allowed:
+            raise rate_limit.refusal(admission)
+
+    def choose_model(self, name: str | None, principal: Principal) -> Model:
+        """The model that a request means, if the principal may use it."""
+        model = self._named(name)
+        if model is None:
+            raise self._not_found(name or "", principal)
+        if not authentication.permits(principal, model.name):
+            raise errors.ModelNotAllowed(
+                f"This key may not use the model {model.name!r}. GET /v1/models lists those it may use."
+            )
+        return model
+
+    def _named(self, name: str | None) -> Model | None:
+        models = self.catalogue.models
+        if self.settings.single_model is not None:
+            return next(iter(models.values()))
+        if name is not None:
+            return self.catalogue.find(name)
+        if self.settings.default_model is not None:
+            return self.catalogue.find(self.settings.default_model)
+        if len(models) == 1:
+            return next(iter(models.values()))
+        raise errors.InvalidRequest(
+            "The request names no model. Set 'model' to one that GET /v1/models lists.", param="model"
+        )
+
+    def _not_found(self, name: str, principal: Principal) -> errors.ModelNotFound:
+        names = [model.name for model in self.permitted(principal)]
+        return errors.ModelNotFound(
+            f"There is no model {name!r}. There is: {', '.join(names) or 'none that this key may use'}.",
+            param="model",
+        )
+
+    def permitted(self, principal: Principal) -> list[Model]:
+        """The models that a principal may know of."""
+        return [
+            model for model in self.catalogue.models.values() if authentication.permits(principal, model.name)
+        ]
+
+
+def today() -> datetime.date:
+    """The day in UTC: keys expire by it."""
+    return datetime.datetime.fromtimestamp(clock.wall(), datetime.UTC).date()

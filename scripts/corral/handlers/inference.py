@@ -1,0 +1,148 @@
+"""A request for tokens, from its first header to its last byte: one straight function.
+
+What decides (who may, how often, which model, when) lies in policy and fleet; what moves bytes lies in
+the drivers. Here is only the order of things, and the order is the point: a request that fails early
+costs little, nothing is held that is not given back, and the client always learns why.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from urllib.parse import parse_qs
+
+from corral.catalogue import Model
+
+from corral import errors
+from corral.drivers import clock
+from corral.drivers.http_client import Address, Answer
+from corral.drivers.http_server import Exchange
+from corral.formats import http1, openai
+from corral.formats.openai import Intent
+from corral.handlers.call import Call
+from corral.handlers.gate import Gate
+
+# The engine's own errors are small; a larger one is cut off rather than held in memory.
+ERROR_BODY_MAX_BYTES = 256 * 1024
+# What a client says to the gate and not to the engine: its key, and what we write ourselves.
+NOT_FORWARDED = frozenset(
+    {b"authorization", b"x-api-key", b"host", b"content-length", b"expect", b"x-request-id", b"origin"}
+)
+# What the engine says to the gate: the gate has its own Date, Server and rules for browsers.
+NOT_RETURNED = frozenset(
+    {
+        b"content-length",
+        b"date",
+        b"server",
+        b"access-control-allow-origin",
+        b"access-control-allow-credentials",
+        b"access-control-allow-headers",
+        b"access-control-allow-methods",
+    }
+)
+# Without /v1 the engine speaks an older dialect of its own on these paths.
+UPSTREAM_PATHS = {path: "/v1" + path for path in ("/chat/completions", "/completions", "/embeddings")}
+EVENT_STREAM = b"text/event-stream"
+# Told to every proxy on the way: do not gather, do not compress.
+STREAM_HEADERS = [(b"cache-control", b"no-cache, no-transform"), (b"x-accel-buffering", b"no")]
+
+
+async def infer(gate: Gate, call: Call) -> None:
+    call.is_inference = True
+    exchange = call.exchange
+    principal = gate.authenticate(call)
+    gate.admit(call, principal)
+    body = await exchange.body()
+    intent = read_intent(exchange, body)
+    model = gate.choose_model(intent.model, principal)
+    call.model = model.name
+    refuse_impossible(exchange.head.path, model)
+    exchange.expire(exchange.received_at + gate.settings.herd.request_max_s, partial(too_long, gate))
+    async with gate.fleet.lease(model.name, call.request_id) as lease:
+        call.queue_wait_s = lease.waited_s
+        call.extra_headers.append((b"x-queue-wait-ms", b"%d" % (lease.waited_s * 1000)))
+        call.reached_model = True
+        sent_at = clock.monotonic()
+        try:
+            await converse(gate, call, upstream_request(call, lease.address, body), lease.address)
+        finally:
+            call.upstream_s = clock.monotonic() - sent_at
+
+
+async def converse(gate: Gate, call: Call, request: bytes, address: Address) -> None:
+    """Ask the engine, and pass its answer on."""
+    method = call.exchange.head.method
+    silence_s = gate.settings.herd.request_timeout_s
+    answer = await gate.client.send(address, method, request, silence_s=silence_s)
+    try:
+        call.first_byte_at = clock.monotonic()
+        await pass_on(call, answer)
+    finally:
+        answer.close()
+
+
+def refuse_impossible(path: str, model: Model) -> None:
+    """What can be known to fail need not load a model first."""
+    if path.endswith("/embeddings") and not model.embedding:
+        raise errors.InvalidRequest(
+            f"The model {model.name!r} was not set up for embeddings. Choose one that is, "
+            'or set "embedding": true in its params.',
+            param="model",
+        )
+
+
+def read_intent(exchange: Exchange, body: bytes) -> Intent:
+    """Which model a request is for: its body says so, or, where there is none, its query."""
+    if exchange.head.method == "POST":
+        return openai.read_intent(body, exchange.head.header(b"content-type") or "")
+    named = parse_qs(exchange.head.query).get("model")
+    return Intent(named[0] if named else None, False)
+
+
+def too_long(gate: Gate) -> errors.UpstreamTimeout:
+    return errors.UpstreamTimeout(
+        f"The request was not through after {gate.settings.herd.request_max_s:g} s, the most that "
+        "'request_max_sec' allows. Ask for fewer tokens, or raise it."
+    )
+
+
+def upstream_request(call: Call, address: Address, body: bytes) -> bytes:
+    """The request as the engine gets it: the client's own, less what was meant for the gate."""
+    head = call.exchange.head
+    headers = [
+        (b"host", b"%s:%d" % (address.host.encode(), address.port)),
+        (b"x-request-id", call.request_id.encode()),
+        *(pair for pair in http1.end_to_end(head.headers) if pair[0] not in NOT_FORWARDED),
+    ]
+    if body or head.method == "POST":
+        headers.append((b"content-length", b"%d" % len(body)))
+    return http1.request_head(head.method, upstream_target(head), headers) + body
+
+
+def upstream_target(head: http1.RequestHead) -> str:
+    """The path as the engine knows it, without a key that a query may carry."""
+    kept = [pair for pair in head.query.split("&") if pair and not pair.startswith("api_key=")]
+    return UPSTREAM_PATHS.get(head.path, head.path) + ("?" + "&".join(kept) if kept else "")
+
+
+async def pass_on(call: Call, answer: Answer) -> None:
+    """The engine's answer, byte by byte as it comes; its errors in our envelope."""
+    exchange, head = call.exchange, answer.head
+    if head.status >= 400:
+        body = openai.upstream_error_body(head.status, await answer.body(ERROR_BODY_MAX_BYTES))
+        exchange.respond(head.status, [(b"content-type", b"application/json"), *call.extra_headers], body)
+        return
+    headers = [
+        *(pair for pair in http1.end_to_end(head.headers) if pair[0] not in NOT_RETURNED),
+        *call.extra_headers,
+    ]
+    if head.fields.get(b"content-type", b"").startswith(EVENT_STREAM):
+        present = {name for name, _ in STREAM_HEADERS}
+        headers = [pair for pair in headers if pair[0] not in present] + STREAM_HEADERS
+        exchange.is_event_stream = True
+    exchange.start(head.status, headers, head.content_length)
+    exchange.feed_from(answer)
+    try:
+        await answer.pour(exchange)
+    finally:
+        exchange.feed_from(None)
+    exchange.finish()

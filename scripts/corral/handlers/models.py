@@ -1,0 +1,39 @@
+"""What models there are, as OpenAI's clients ask for it. Looking at them never loads one."""
+
+from __future__ import annotations
+
+from urllib.parse import unquote
+
+from corral.catalogue import Model
+
+from corral.formats import openai
+from corral.handlers.call import Call
+from corral.handlers.gate import Gate
+from corral.handlers.replies import send_json
+
+PREFIX = "/v1/models/"
+
+
+async def list_models(gate: Gate, call: Call) -> None:
+    principal = gate.authenticate(call)
+    gate.admit(call, principal)
+    cards = [card(gate, model) for model in gate.permitted(principal)]
+    send_json(call, openai.model_list(cards, gate.settings.default_model))
+
+
+async def show_model(gate: Gate, call: Call) -> None:
+    principal = gate.authenticate(call)
+    gate.admit(call, principal)
+    name = unquote(call.exchange.head.path.removeprefix(PREFIX))
+    send_json(call, openai.model_object(card(gate, gate.choose_model(name, principal))))
+
+
+def card(gate: Gate, model: Model) -> openai.ModelCard:
+    return openai.ModelCard(
+        name=model.name,
+        created=model.modified_at,
+        n_ctx=model.n_ctx,
+        state=gate.fleet.state(model.name).value,
+        aliases=model.aliases,
+        embedding=model.embedding,
+    )

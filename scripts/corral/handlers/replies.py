@@ -1,0 +1,89 @@
+"""Answers as bytes: JSON, the error envelope with its headers, and what browsers ask for first."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from corral import errors
+from corral.drivers.http_server import Exchange
+from corral.formats import openai
+from corral.handlers.call import Call
+
+Headers = list[tuple[bytes, bytes]]
+
+JSON_TYPE = (b"content-type", b"application/json")
+TEXT_TYPE = (b"content-type", b"text/plain; charset=utf-8")
+
+
+def send_json(call: Call, document: Mapping[str, Any], status: int = 200) -> None:
+    body = json.dumps(document, ensure_ascii=False).encode()
+    call.exchange.respond(status, [JSON_TYPE, *call.extra_headers], body)
+
+
+def send_error(call: Call, error: errors.CorralError) -> None:
+    """The error as a whole answer, or, if one has begun, as its honest end."""
+    call.error = error
+    exchange = call.exchange
+    if not exchange.started:
+        headers, body = error_page(error)
+        exchange.respond(error.status, [*headers, *call.extra_headers], body)
+    elif not exchange.finished:
+        if exchange.is_event_stream:
+            exchange.write(openai.error_event(error, exchange.at_event_boundary))
+            exchange.close_after()
+            exchange.finish()
+        else:
+            exchange.break_off()
+
+
+def error_page(error: errors.CorralError) -> tuple[Headers, bytes]:
+    """Headers and body of an error. Retry-After counts in whole seconds, so it is rounded up."""
+    headers: Headers = [JSON_TYPE]
+    if error.retry_after_s is not None:
+        headers.append((b"retry-after", b"%d" % math.ceil(error.retry_after_s)))
+        headers.append((b"retry-after-ms", b"%d" % math.ceil(error.retry_after_s * 1000)))
+    if error.should_retry is False:
+        headers.append((b"x-should-retry", b"false"))
+    headers += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in error.headers]
+    return headers, openai.error_body(error)
+
+
+# Browsers (the Fetch standard's CORS protocol) ---------------------------------------------------
+
+EXPOSED = (
+    b"x-request-id, retry-after, retry-after-ms, x-queue-wait-ms, x-ratelimit-limit-requests, "
+    b"x-ratelimit-remaining-requests, x-ratelimit-reset-requests"
+)
+
+
+def cors_headers(exchange: Exchange, allowed: tuple[str, ...]) -> Headers:
+    """What lets a page of an allowed origin read an answer; nothing for anybody else."""
+    origin = exchange.head.header(b"origin")
+    if origin is None or not allowed or not ("*" in allowed or origin in allowed):
+        return []
+    headers = [
+        (b"access-control-allow-origin", b"*" if "*" in allowed else origin.encode("latin-1")),
+        (b"access-control-expose-headers", EXPOSED),
+    ]
+    if "*" not in allowed:
+        headers.append((b"vary", b"origin"))
+    return headers
+
+
+def send_options(call: Call, methods: tuple[str, ...]) -> None:
+    """The answer to OPTIONS, a preflight or not."""
+    allow = ", ".join(methods).encode()
+    headers = [(b"allow", allow), *call.extra_headers]
+    if any(name == b"access-control-allow-origin" for name, _ in call.extra_headers):
+        asked = call.exchange.head.fields.get(
+            b"access-control-request-headers", b"authorization, content-type"
+        )
+        headers += [
+            (b"access-control-allow-methods", allow),
+            (b"access-control-allow-headers", asked),
+            (b"access-control-max-age", b"600"),
+        ]
+    call.exchange.respond(204, headers)

@@ -1,0 +1,104 @@
+"""The one table of what is where, and the frame around every request: find, run, answer for, record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple
+
+from corral import errors
+from corral.drivers.http_server import ClientGone, Exchange
+from corral.handlers import inference, models, replies, status
+from corral.handlers.call import Call
+from corral.handlers.gate import Gate
+
+Handler = Callable[[Gate, Call], Coroutine[Any, Any, None]]
+
+
+class Route(NamedTuple):
+    methods: tuple[str, ...]
+    handler: Handler
+
+
+def get(handler: Handler) -> Route:
+    return Route(("GET", "HEAD"), handler)
+
+
+def post(handler: Handler) -> Route:
+    return Route(("POST",), handler)
+
+
+# Whole paths first, then the longest prefix. Open without a key: what `status` answers.
+PATHS: dict[str, Route] = {
+    "/": get(status.root),
+    "/ping": get(status.ping),
+    "/health": get(status.health),
+    "/metrics": get(status.metrics),
+    "/live": get(status.is_alive),
+    "/healthz": get(status.is_alive),
+    "/ready": get(status.is_ready),
+    "/readyz": get(status.is_ready),
+    "/v1/models": get(models.list_models),
+    "/v1/chat/completions": post(inference.infer),
+    "/v1/completions": post(inference.infer),
+    "/v1/embeddings": post(inference.infer),
+    "/models": get(models.list_models),
+    "/chat/completions": post(inference.infer),
+    "/completions": post(inference.infer),
+    "/embeddings": post(inference.infer),
+}
+PREFIXES: tuple[tuple[str, Route], ...] = (
+    ("/v1/models/", get(models.show_model)),
+    # Whatever else the engine knows goes to the model that the request names.
+    ("/v1/", Route(("GET", "HEAD", "POST"), inference.infer)),
+)
+
+
+def find(path: str, more: dict[str, Route]) -> Route:
+    route = PATHS.get(path) or more.get(path)
+    if route is not None:
+        return route
+    for prefix, route in PREFIXES:
+        if path.startswith(prefix):
+            return route
+    raise errors.NotFound(f"There is nothing at {path}. The README lists what is where.")
+
+
+class Routes:
+    """The gate's answer to every request."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        own_ping = gate.settings.server.health_check_path
+        self._more = {own_ping: get(status.ping)} if own_ping not in PATHS else {}
+
+    async def handle(self, exchange: Exchange) -> None:
+        call = Call(exchange)
+        try:
+            cors = self._gate.settings.server.cors_origins
+            if cors:
+                call.extra_headers += replies.cors_headers(exchange, cors)
+            await self._dispatch(call)
+        except errors.CorralError as error:
+            replies.send_error(call, error)
+        except ClientGone:
+            call.gone = True
+            raise
+        except Exception as error:
+            call.error = errors.CorralError("Corral failed on this request. Its log says why.")
+            raise error
+        finally:
+            self._gate.recorder.finished(call)
+
+    async def _dispatch(self, call: Call) -> None:
+        exchange = call.exchange
+        method = exchange.head.method
+        route = find(exchange.head.path, self._more) if exchange.head.path != "*" else get(status.root)
+        if method == "OPTIONS":
+            replies.send_options(call, (*route.methods, "OPTIONS"))
+        elif method in route.methods:
+            await route.handler(self._gate, call)
+        else:
+            allow = ", ".join((*route.methods, "OPTIONS"))
+            raise errors.MethodNotAllowed(
+                f"{exchange.head.path} takes {allow}, not {method}.", headers=(("allow", allow),)
+            )

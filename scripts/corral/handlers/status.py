@@ -1,0 +1,74 @@
+"""How the gate is: for probes, for Prometheus, and for people. Nothing here wakes or loads a model."""
+
+from __future__ import annotations
+
+import json
+
+from corral import errors
+from corral.drivers import clock, process_facts
+from corral.formats import prometheus_text
+from corral.formats.status import ModelState, body, ping_code, ready
+from corral.handlers.call import Call
+from corral.handlers.gate import Gate
+from corral.handlers.replies import JSON_TYPE, send_json
+
+
+async def root(gate: Gate, call: Call) -> None:
+    send_json(call, {"name": "corral", "version": gate.version})
+
+
+async def ping(gate: Gate, call: Call) -> None:
+    """For load balancers: the same codes as on the health port."""
+    call.exchange.respond(ping_code(gate.status()), call.extra_headers)
+
+
+async def is_ready(gate: Gate, call: Call) -> None:
+    send_json(call, {"status": "ready"}) if ready(gate.status()) else send_json(
+        call, {"status": "not ready"}, status=503
+    )
+
+
+async def is_alive(_gate: Gate, call: Call) -> None:
+    send_json(call, {"status": "ok"})
+
+
+async def health(gate: Gate, call: Call) -> None:
+    """Brief for everybody; with a key also what runs."""
+    document = gate.status()
+    brief = {
+        "status": "ok" if ready(document) else "not ready",
+        "version": gate.version,
+        "uptime_seconds": round(clock.monotonic() - gate.started_at, 3),
+    }
+    try:
+        gate.authenticate(call)
+    except errors.InvalidApiKey:
+        send_json(call, brief)
+        return
+    states = gate.fleet.statuses()
+    more = {
+        "active_models": sum(each.state is ModelState.READY for each in states.values()),
+        "active_requests": gate.fleet.active,
+        **body(document),
+    }
+    send_json(call, brief | more)
+
+
+async def metrics(gate: Gate, call: Call) -> None:
+    """One scrape: figures that are cheaper to ask for than to keep are asked for now."""
+    instruments = gate.metrics
+    for name in gate.catalogue.models:
+        instruments.queue_depth.labels(name).set(gate.fleet.queue_depth(name))
+        instruments.active_requests.labels(name).set(gate.fleet.running(name))
+    instruments.open_connections.set(gate.open_connections())
+    instruments.log_lines_dropped.follow(gate.dropped_log_lines())
+    instruments.record_process(*process_facts.own_usage())
+    families = instruments.families()
+    accept = call.exchange.head.header(b"accept") or ""
+    if "application/json" in accept:
+        text = json.dumps(prometheus_text.to_json(families)).encode()
+        call.exchange.respond(200, [JSON_TYPE, *call.extra_headers], text)
+        return
+    content_type = (b"content-type", prometheus_text.CONTENT_TYPE)
+    text = prometheus_text.render(families)
+    call.exchange.respond(200, [content_type, *call.extra_headers], text)

@@ -1,0 +1,234 @@
+"""Who is served next, and which models are on the machine: decided here, carried out by the fleet.
+
+The scheduler holds the queues and a view of each model (its state, its slots, what runs on it). Every
+method tells it one fact and returns the actions that follow, in order; it acts on nothing itself, so a
+test, or a simulator, drives it with values alone. An action that it returns has happened in its view
+already: who carries it out does not report it back, and reports only what comes from elsewhere.
+
+The rule is plain: first come, first served, per model as many at once as the model has slots. Models
+are loaded when somebody waits for them, at most `models_max` at a time. To make room the least recently
+used model goes that has nothing to do. If all are busy, the oldest waiting request decides: a model all
+of whose own waiting requests are younger takes no new ones, finishes what runs, and goes. So nobody
+waits for ever, and nothing that runs is cut off.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from corral import errors
+from corral.formats.status import ModelState
+from corral.policy.lifecycle import RESIDENT
+
+# States from which a waiting request can hope for an answer without anything else being decided.
+COMING = frozenset({ModelState.STARTING, ModelState.LOADING, ModelState.BACKOFF})
+
+
+class Ticket:
+    """One request's place in the queue, and later on a slot. Compared by identity."""
+
+    __slots__ = ("arrived_at", "granted_at", "model", "released", "request_id")
+
+    def __init__(self, request_id: str, model: str, now: float) -> None:
+        self.request_id = request_id
+        self.model = model
+        self.arrived_at = now
+        self.granted_at: float | None = None
+        self.released = False
+
+
+class Grant(NamedTuple):
+    """This request may go to its model now."""
+
+    ticket: Ticket
+
+
+class Refuse(NamedTuple):
+    """This request is answered with an error."""
+
+    ticket: Ticket
+    error: errors.CorralError
+
+
+class Load(NamedTuple):
+    """Bring this model onto the machine."""
+
+    model: str
+
+
+class Drain(NamedTuple):
+    """Take no new requests for this model; it stops when it is idle."""
+
+    model: str
+    reason: str
+
+
+class Stop(NamedTuple):
+    """Nothing runs on this drained model any more."""
+
+    model: str
+
+
+Action = Grant | Refuse | Load | Drain | Stop
+
+
+@dataclass(slots=True)
+class ModelView:
+    """The scheduler's view of one model."""
+
+    slots: int
+    pinned: bool
+    queue_max: int
+    state: ModelState
+    waiting: OrderedDict[Ticket, None]
+    running: set[Ticket]
+    used_at: float
+
+
+class ModelLimits(NamedTuple):
+    """What the scheduler must know of a model beforehand."""
+
+    slots: int
+    pinned: bool
+    queue_max: int
+
+
+class Scheduler:
+    def __init__(self, models: Mapping[str, ModelLimits], models_max: int, now: float) -> None:
+        self.models_max = models_max
+        self._models = {
+            name: ModelView(
+                limits.slots, limits.pinned, limits.queue_max, ModelState.OFF, OrderedDict(), set(), now
+            )
+            for name, limits in models.items()
+        }
+
+    # What others may know ----------------------------------------------------------------------
+
+    def depth(self, model: str) -> int:
+        return len(self._models[model].waiting)
+
+    def running(self, model: str) -> int:
+        return len(self._models[model].running)
+
+    def used_at(self, model: str) -> float:
+        return self._models[model].used_at
+
+    def waiting(self, model: str) -> Iterable[Ticket]:
+        return tuple(self._models[model].waiting)
+
+    # Facts -------------------------------------------------------------------------------------
+
+    def arrive(self, ticket: Ticket, now: float) -> list[Action]:
+        """A request came. Raises QueueFull instead of queueing without bound."""
+        view = self._models[ticket.model]
+        view.used_at = now
+        # The common case in one step: nobody waits, a slot is free.
+        if view.state is ModelState.READY and not view.waiting and len(view.running) < view.slots:
+            return [self._grant(view, ticket, now)]
+        if len(view.waiting) >= view.queue_max:
+            raise errors.QueueFull(
+                f"{len(view.waiting)} requests are waiting for {ticket.model!r} already. Try again later.",
+                retry_after_s=1,
+            )
+        view.waiting[ticket] = None
+        return self._decide(now)
+
+    def depart(self, ticket: Ticket, now: float) -> list[Action]:
+        """A request is over, granted or not, whatever happened. Idempotent."""
+        if ticket.released:
+            return []
+        ticket.released = True
+        view = self._models[ticket.model]
+        view.used_at = now
+        view.waiting.pop(ticket, None)
+        view.running.discard(ticket)
+        if view.state is ModelState.READY and not view.waiting and self._nobody_else_waits(view):
+            return []
+        return self._decide(now)
+
+    def model_is(self, model: str, state: ModelState, now: float) -> list[Action]:
+        """A model went into another state."""
+        self._models[model].state = state
+        return self._decide(now)
+
+    def refuse_waiting(self, model: str, error: errors.CorralError) -> list[Action]:
+        """Nobody can be served by this model soon: tell everybody who waits for it."""
+        return [Refuse(ticket, error) for ticket in self.waiting(model)]
+
+    def unload_idle(self, now: float, idle_timeout_s: float) -> list[Action]:
+        """Time has passed: models that have had nothing to do for so long go."""
+        actions: list[Action] = []
+        for name, view in self._models.items():
+            idle = view.state is ModelState.READY and not view.running and not view.waiting
+            if idle and not view.pinned and now - view.used_at >= idle_timeout_s:
+                actions += self._take_away(name, "idle")
+        return actions
+
+    # Decisions ---------------------------------------------------------------------------------
+
+    def _grant(self, view: ModelView, ticket: Ticket, now: float) -> Grant:
+        view.waiting.pop(ticket, None)
+        view.running.add(ticket)
+        ticket.granted_at = now
+        return Grant(ticket)
+
+    def _nobody_else_waits(self, view: ModelView) -> bool:
+        return not any(other.waiting for other in self._models.values() if other is not view)
+
+    def _decide(self, now: float) -> list[Action]:
+        actions: list[Action] = []
+        for name, view in self._models.items():
+            if view.state is ModelState.READY:
+                while view.waiting and len(view.running) < view.slots:
+                    actions.append(self._grant(view, next(iter(view.waiting)), now))
+            elif view.state is ModelState.DRAINING and not view.running:
+                view.state = ModelState.STOPPING
+                actions.append(Stop(name))
+        actions += self._make_loads()
+        return actions
+
+    def _make_loads(self) -> list[Action]:
+        """Load what the longest waiting requests need, as far as there is room or room can be made."""
+        wanted = sorted(
+            (next(iter(view.waiting)).arrived_at, name)
+            for name, view in self._models.items()
+            if view.waiting and view.state is ModelState.OFF
+        )
+        resident = sum(view.state in RESIDENT for view in self._models.values())
+        leaving = sum(
+            view.state in (ModelState.DRAINING, ModelState.STOPPING) for view in self._models.values()
+        )
+        actions: list[Action] = []
+        for arrived_at, name in wanted:
+            if resident < self.models_max:
+                resident += 1
+                self._models[name].state = ModelState.STARTING
+                actions.append(Load(name))
+            elif leaving > 0:
+                leaving -= 1  # room is on its way
+            elif victim := self._victim(arrived_at):
+                actions += self._take_away(victim, "room")
+        return actions
+
+    def _take_away(self, name: str, reason: str) -> list[Action]:
+        view = self._models[name]
+        if view.running:
+            view.state = ModelState.DRAINING
+            return [Drain(name, reason)]
+        view.state = ModelState.STOPPING
+        return [Drain(name, reason), Stop(name)]
+
+    def _victim(self, arrived_at: float) -> str | None:
+        """Which model goes for a request that arrived then: idle before busy, least recently used first."""
+        candidates = [
+            (bool(view.running or view.waiting), view.used_at, name)
+            for name, view in self._models.items()
+            if view.state is ModelState.READY
+            and not view.pinned
+            and (not view.waiting or next(iter(view.waiting)).arrived_at > arrived_at)
+        ]
+        return min(candidates)[2] if candidates else None

@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+from corral import errors
+from corral.formats.status import ModelState
+from corral.policy.scheduler import (
+    Action,
+    Drain,
+    Grant,
+    Load,
+    ModelLimits,
+    Refuse,
+    Scheduler,
+    Stop,
+    Ticket,
+)
+
+ONE_SLOT = ModelLimits(slots=1, pinned=False, queue_max=10)
+
+
+def scheduler(models_max: int = 2, **models: ModelLimits) -> Scheduler:
+    return Scheduler(models or {"a": ONE_SLOT, "b": ONE_SLOT, "c": ONE_SLOT}, models_max, now=0.0)
+
+
+def ready(herd: Scheduler, model: str, now: float = 0.0) -> list[Action]:
+    return herd.model_is(model, ModelState.READY, now)
+
+
+def arrive(herd: Scheduler, model: str, now: float) -> tuple[Ticket, list[Action]]:
+    ticket = Ticket(f"{model}@{now}", model, now)
+    return ticket, herd.arrive(ticket, now)
+
+
+def test_the_first_request_for_a_model_loads_it_and_waits() -> None:
+    herd = scheduler()
+    ticket, actions = arrive(herd, "a", 1.0)
+    assert actions == [Load("a")]
+    assert herd.depth("a") == 1
+    assert ready(herd, "a", 2.0) == [Grant(ticket)]
+    assert ticket.granted_at == 2.0
+
+
+def test_a_free_slot_is_granted_at_once() -> None:
+    herd = scheduler()
+    ready(herd, "a")
+    ticket, actions = arrive(herd, "a", 1.0)
+    assert actions == [Grant(ticket)]
+    assert (herd.running("a"), herd.depth("a")) == (1, 0)
+
+
+def test_requests_are_served_in_the_order_of_their_arrival() -> None:
+    herd = scheduler()
+    ready(herd, "a")
+    first, _ = arrive(herd, "a", 1.0)
+    second, nothing = arrive(herd, "a", 2.0)
+    third, _ = arrive(herd, "a", 3.0)
+    assert nothing == []
+    assert herd.depart(first, 4.0) == [Grant(second)]
+    assert herd.depart(second, 5.0) == [Grant(third)]
+
+
+def test_a_model_runs_as_many_at_once_as_it_has_slots() -> None:
+    herd = scheduler(a=ModelLimits(slots=2, pinned=False, queue_max=10))
+    ready(herd, "a")
+    granted = [arrive(herd, "a", float(n))[1] for n in range(3)]
+    assert [len(actions) for actions in granted] == [1, 1, 0]
+
+
+def test_who_leaves_the_queue_is_forgotten_and_frees_nothing() -> None:
+    herd = scheduler()
+    ready(herd, "a")
+    running, _ = arrive(herd, "a", 1.0)
+    waiting, _ = arrive(herd, "a", 2.0)
+    assert herd.depart(waiting, 3.0) == []
+    assert (herd.running("a"), herd.depth("a")) == (1, 0)
+    assert herd.depart(running, 4.0) == []
+
+
+def test_departing_twice_counts_once() -> None:
+    herd = scheduler()
+    ready(herd, "a")
+    first, _ = arrive(herd, "a", 1.0)
+    arrive(herd, "a", 2.0)
+    arrive(herd, "a", 3.0)
+    assert len(herd.depart(first, 4.0)) == 1
+    assert herd.depart(first, 5.0) == []
+    assert herd.running("a") == 1
+
+
+def test_a_full_queue_refuses() -> None:
+    herd = scheduler(a=ModelLimits(slots=1, pinned=False, queue_max=1))
+    ready(herd, "a")
+    arrive(herd, "a", 1.0)
+    arrive(herd, "a", 2.0)
+    with pytest.raises(errors.QueueFull, match="1 requests are waiting for 'a'"):
+        arrive(herd, "a", 3.0)
+
+
+def test_the_least_recently_used_idle_model_makes_room() -> None:
+    herd = scheduler()
+    for when, name in ((1.0, "b"), (2.0, "a")):
+        ready(herd, name)
+        herd.depart(arrive(herd, name, when)[0], when)
+    _, actions = arrive(herd, "c", 3.0)
+    assert actions == [Drain("b", "room"), Stop("b")]
+    assert herd.model_is("b", ModelState.OFF, 4.0) == [Load("c")]
+
+
+def test_a_pinned_model_never_makes_room() -> None:
+    herd = scheduler(1, a=ModelLimits(1, pinned=True, queue_max=10), b=ONE_SLOT)
+    ready(herd, "a")
+    assert arrive(herd, "b", 1.0)[1] == []
+
+
+def test_an_idle_model_goes_before_a_busy_one() -> None:
+    herd = scheduler()
+    ready(herd, "a")
+    ready(herd, "b")
+    arrive(herd, "a", 1.0)
+    herd.depart(arrive(herd, "b", 2.0)[0], 2.0)
+    assert arrive(herd, "c", 3.0)[1] == [Drain("b", "room"), Stop("b")]
+
+
+def test_a_busy_model_drains_for_an_older_request_and_finishes_what_runs() -> None:
+    herd = scheduler(1)
+    ready(herd, "a")
+    running, _ = arrive(herd, "a", 1.0)
+    waiting_for_b, actions = arrive(herd, "b", 2.0)
+    assert actions == [Drain("a", "room")]
+    younger, actions = arrive(herd, "a", 3.0)
+    assert actions == []
+    assert herd.depart(running, 4.0) == [Stop("a")]
+    assert herd.model_is("a", ModelState.OFF, 5.0) == [Load("b")]
+    herd.model_is("b", ModelState.LOADING, 5.0)
+    assert Grant(waiting_for_b) in ready(herd, "b", 6.0)
+    assert herd.depth("a") == 1
+    assert not younger.released
+
+
+def test_a_model_whose_own_oldest_request_is_older_keeps_its_place() -> None:
+    herd = scheduler(1)
+    ready(herd, "a")
+    arrive(herd, "a", 1.0)
+    arrive(herd, "a", 2.0)
+    assert arrive(herd, "b", 3.0)[1] == []
+
+
+def test_room_that_is_on_its_way_is_not_made_twice() -> None:
+    herd = scheduler(1, a=ONE_SLOT, b=ONE_SLOT)
+    ready(herd, "a")
+    assert arrive(herd, "b", 1.0)[1] == [Drain("a", "room"), Stop("a")]
+    assert arrive(herd, "b", 2.0)[1] == []
+
+
+def test_everybody_who_waits_for_a_failed_model_is_refused() -> None:
+    herd = scheduler()
+    first, _ = arrive(herd, "a", 1.0)
+    second, _ = arrive(herd, "a", 2.0)
+    why = errors.ModelFailed("gone")
+    assert herd.refuse_waiting("a", why) == [Refuse(first, why), Refuse(second, why)]
+
+
+@pytest.mark.parametrize(
+    ("pinned", "used_at", "now", "expected"),
+    [(False, 1.0, 10.9, False), (False, 1.0, 11.0, True), (True, 1.0, 99.0, False)],
+    ids=["not yet", "long enough", "pinned"],
+)
+def test_a_model_is_idle_after_its_time_without_use(
+    pinned: bool, used_at: float, now: float, expected: bool
+) -> None:
+    herd = scheduler(a=ModelLimits(1, pinned, 10))
+    ready(herd, "a")
+    herd.depart(arrive(herd, "a", used_at)[0], used_at)
+    assert herd.unload_idle(now, 10.0) == ([Drain("a", "idle"), Stop("a")] if expected else [])
+
+
+def test_a_model_that_works_is_never_idle() -> None:
+    herd = scheduler()
+    ready(herd, "a")
+    arrive(herd, "a", 1.0)
+    assert herd.unload_idle(1000.0, 10.0) == []
+
+
+class World:
+    """Carries out what the scheduler says, at random speed: processes start, stop and die."""
+
+    def __init__(self, seed: int) -> None:
+        self.luck = random.Random(seed)
+        self.models_max = self.luck.randint(1, 3)
+        limits = {
+            name: ModelLimits(self.luck.randint(1, 3), False, 1000)
+            for name in "abcde"[: self.luck.randint(1, 5)]
+        }
+        self.limits = limits
+        self.herd = Scheduler(limits, self.models_max, now=0.0)
+        self.states = dict.fromkeys(limits, ModelState.OFF)
+        self.now = 0.0
+        self.tickets: list[Ticket] = []
+        self.granted: set[Ticket] = set()
+
+    def carry_out(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Grant(ticket):
+                    assert self.states[ticket.model] is ModelState.READY
+                    self.granted.add(ticket)
+                case Load(model):
+                    assert self.states[model] is ModelState.OFF
+                    self.states[model] = ModelState.STARTING
+                case Drain(model, _reason):
+                    assert self.states[model] is ModelState.READY
+                    self.states[model] = ModelState.DRAINING
+                case Stop(model):
+                    assert self.states[model] is ModelState.DRAINING
+                    assert not self.herd.running(model)
+                    self.states[model] = ModelState.STOPPING
+        self.check()
+
+    def becomes(self, model: str, state: ModelState) -> None:
+        self.states[model] = state
+        self.carry_out(self.herd.model_is(model, state, self.now))
+
+    def check(self) -> None:
+        resident = [name for name, state in self.states.items() if state is not ModelState.OFF]
+        assert len(resident) <= self.models_max
+        for name, limits in self.limits.items():
+            assert self.herd.running(name) <= limits.slots
+
+    def step(self, arrivals: bool) -> None:
+        self.now += self.luck.random()
+        if arrivals and self.luck.random() < 0.5:
+            ticket = Ticket(str(len(self.tickets)), self.luck.choice(list(self.limits)), self.now)
+            self.tickets.append(ticket)
+            self.carry_out(self.herd.arrive(ticket, self.now))
+        live = [ticket for ticket in self.tickets if not ticket.released]
+        leaving = [ticket for ticket in live if ticket in self.granted or self.luck.random() < 0.02]
+        if leaving and self.luck.random() < 0.6:
+            self.carry_out(self.herd.depart(self.luck.choice(leaving), self.now))
+        model = self.luck.choice(list(self.limits))
+        following = {
+            ModelState.STARTING: ModelState.LOADING,
+            ModelState.LOADING: ModelState.READY,
+            ModelState.STOPPING: ModelState.OFF,
+        }.get(self.states[model])
+        if following is not None:
+            self.becomes(model, following)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_in_any_order_of_events_nobody_is_lost_and_no_limit_is_broken(seed: int) -> None:
+    world = World(seed)
+    for _ in range(150):
+        world.step(arrivals=True)
+    for _ in range(6000):
+        if all(ticket.released for ticket in world.tickets):
+            break
+        world.step(arrivals=False)
+    assert all(ticket.released for ticket in world.tickets)
+    assert all(world.herd.depth(name) == 0 and world.herd.running(name) == 0 for name in world.limits)

@@ -1,0 +1,203 @@
+"""A running Corral for tests: the real programs in a directory of their own, asked from outside.
+
+A test that starts one gets its addresses, its key and its log, and does not have to clean up: whoever
+started it stops it, and sees to it that the exit code is 0 and that no process is left.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+ROOT = Path(__file__).resolve().parent.parent
+KEY = "sk-test-0123456789abcdef0123456789abcdef"
+KEYS_FILE = f"tester:{KEY}:role=admin,rpm=0\n"
+
+START_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 20.0
+REQUEST_TIMEOUT_S = 30.0
+POLL_S = 0.01
+
+
+def free_port() -> int:
+    """A port that nobody listens on just now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def wait_until(fact: Callable[[], object], what: str, timeout_s: float = 10.0) -> None:
+    """Look again and again until `fact` holds; fail, saying what never came true, when the time is up."""
+    deadline = time.monotonic() + timeout_s
+    while not fact():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s:g} s: {what}")
+        time.sleep(POLL_S)
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@contextmanager
+def open_request(
+    url: str, document: object = None, *, headers: Mapping[str, str] | None = None, method: str | None = None
+) -> Iterator[http.client.HTTPResponse]:
+    """Send a request, and read its answer as it comes. Leaving early closes the connection."""
+    parts = urlsplit(url)
+    assert parts.hostname is not None
+    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=REQUEST_TIMEOUT_S)
+    body = None if document is None else json.dumps(document)
+    target = parts.path + (f"?{parts.query}" if parts.query else "")
+    try:
+        connection.request(method or ("GET" if body is None else "POST"), target, body, dict(headers or {}))
+        with connection.getresponse() as response:
+            yield response
+    finally:
+        connection.close()
+
+
+def ask(
+    url: str, document: object = None, *, headers: Mapping[str, str] | None = None, method: str | None = None
+) -> Answer:
+    """Send a request, and read all of its answer."""
+    with open_request(url, document, headers=headers, method=method) as response:
+        return Answer(response.status, response.headers, response.read())
+
+
+def processes_naming(directory: Path) -> dict[int, str]:
+    """Processes whose command line or environment names the directory: pid to command line."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                command = (entry / "cmdline").read_bytes()
+                environment = (entry / "environ").read_bytes()
+            except OSError:
+                continue  # it has ended just now, or is another user's
+            if os.fsencode(directory) in command + environment:
+                found[int(entry.name)] = command.replace(b"\0", b" ").decode(errors="replace")
+    return found
+
+
+class Corral:
+    """One instance: the gateway's process with all that it starts, and everything it writes in one place."""
+
+    def __init__(
+        self,
+        directory: Path,
+        engine: Path,
+        *,
+        environment: Mapping[str, str] | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.directory = directory
+        self.data = directory / "data"
+        self.key = KEY
+        self.url = f"http://127.0.0.1:{free_port()}"
+        self.health_url = f"http://127.0.0.1:{free_port()}"
+        self._output = directory / "gateway.log"
+        self._environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(directory),
+            "DATA_DIR": str(self.data),
+            "RUNTIME_DIR": str(directory / "run"),
+            "LLAMA_SERVER_PATH": str(engine),
+            "GATEWAY_PORT": self.url.rpartition(":")[2],
+            "PORT_HEALTH": self.health_url.rpartition(":")[2],
+            **(environment or {}),
+        }
+        keys_file = self.data / "api_keys.txt"
+        keys_file.touch(mode=0o600)
+        keys_file.write_text(KEYS_FILE)
+        if config is not None:
+            (self.data / "config.json").write_text(json.dumps(config))
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self._output.open("wb") as output:
+            return subprocess.Popen(
+                [sys.executable, str(ROOT / "scripts" / "gateway.py")],
+                cwd=self.directory,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._process.poll()
+
+    @property
+    def log_text(self) -> str:
+        return self._output.read_text(errors="replace")
+
+    def ping(self) -> int | None:
+        """The status of /ping; None while nobody listens."""
+        try:
+            return ask(f"{self.url}/ping").status
+        except (ConnectionError, http.client.HTTPException):
+            return None
+
+    def wait_until_up(self) -> None:
+        def up() -> bool:
+            assert self.exit_code is None, f"the gateway ended with {self.exit_code}:\n{self.log_text}"
+            return self.ping() == 200
+
+        try:
+            wait_until(up, "GET /ping answers 200", START_TIMEOUT_S)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.log_text}") from None
+
+    def ask(self, path: str, document: object = None, **headers: str) -> Answer:
+        """Ask the gateway, with the key unless `headers` bring an Authorization of their own."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return ask(self.url + path, document, headers={"Authorization": f"Bearer {self.key}"} | named)
+
+    def kill(self) -> None:
+        """The end without a goodbye: no handler runs."""
+        self._process.kill()
+        self._process.wait(STOP_TIMEOUT_S)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Ask it to stop, unless it has ended already. Its exit code."""
+        self._process.send_signal(number)
+        try:
+            return self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"it did not stop within {STOP_TIMEOUT_S:g} s:\n{self.log_text}") from None
+
+    def finish(self) -> None:
+        """The end of every test: it stops when told to, cleanly, and leaves no process behind."""
+        killed = self.exit_code == -signal.SIGKILL  # by the test, which wanted to see what happens then
+        code = self.stop()
+        try:
+            assert killed or code == 0, f"the gateway ended with {code}:\n{self.log_text}"
+            if killed:  # the kernel takes its children along, a moment later
+                wait_until(lambda: not processes_naming(self.directory), "its children are gone", 2.0)
+            assert not (left := processes_naming(self.directory)), f"still running: {left}"
+        finally:
+            for pid in processes_naming(self.directory):
+                os.kill(pid, signal.SIGKILL)
