@@ -18,7 +18,8 @@ help: ## Show this list
 # To use it ---------------------------------------------------------------------------------------
 
 .PHONY: run
-run: engine models ## Set up what is missing and start the gateway; Ctrl-C stops it
+run: $(VENV)/.installed ## Set up what is missing and start the gateway; Ctrl-C stops it
+	@$(MAKE) --no-print-directory engine models >/dev/null # progress comes on stderr and is seen
 	@$(PY) scripts/keys.py ensure
 	@exec $(PY) scripts/gateway.py
 

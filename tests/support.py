@@ -13,12 +13,14 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
+
+from corral.settings import DECLARATIONS
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 KEY = "sk-test-0123456789abcdef0123456789abcdef"
@@ -27,7 +29,20 @@ KEYS_FILE = f"tester:{KEY}:role=admin,rpm=0\n"
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 20.0
 REQUEST_TIMEOUT_S = 30.0
-POLL_S = 0.01
+
+
+def repository_files() -> list[str]:
+    """What git has or would take, below ROOT: the files that a stranger's clone holds."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return [name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()]
+
+
+def strangers_environment(**more: str) -> dict[str, str]:
+    """This process's environment as somebody would have it who has set nothing up for Corral."""
+    ours = {variable for row in DECLARATIONS for variable in row.variables}
+    ours |= {"KEY", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON", "PYTHONPATH", "CUDA", "VIRTUAL_ENV"}
+    return {name: value for name, value in os.environ.items() if name not in ours} | more
 
 
 def free_port() -> int:
@@ -35,15 +50,6 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
-
-
-def wait_until(fact: Callable[[], object], what: str, timeout_s: float = 10.0) -> None:
-    """Look again and again until `fact` holds; fail, saying what never came true, when the time is up."""
-    deadline = time.monotonic() + timeout_s
-    while not fact():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout_s:g} s: {what}")
-        time.sleep(POLL_S)
 
 
 class Answer(NamedTuple):
@@ -81,6 +87,14 @@ def ask(
         return Answer(response.status, response.headers, response.read())
 
 
+def ping(url: str) -> int | None:
+    """The status of /ping; None while nobody listens."""
+    try:
+        return ask(f"{url}/ping").status
+    except (ConnectionError, http.client.HTTPException):
+        return None
+
+
 def processes_naming(directory: Path) -> dict[int, str]:
     """Processes whose command line or environment names the directory: pid to command line."""
     found = {}
@@ -110,8 +124,6 @@ class Corral:
         self.directory = directory
         self.data = directory / "data"
         self.key = KEY
-        self.url = f"http://127.0.0.1:{free_port()}"
-        self.health_url = f"http://127.0.0.1:{free_port()}"
         self._output = directory / "gateway.log"
         self._environment = {
             "PATH": os.environ["PATH"],
@@ -119,10 +131,12 @@ class Corral:
             "DATA_DIR": str(self.data),
             "RUNTIME_DIR": str(directory / "run"),
             "LLAMA_SERVER_PATH": str(engine),
-            "GATEWAY_PORT": self.url.rpartition(":")[2],
-            "PORT_HEALTH": self.health_url.rpartition(":")[2],
+            "GATEWAY_PORT": str(free_port()),
+            "PORT_HEALTH": str(free_port()),
             **(environment or {}),
         }
+        self.url = f"http://127.0.0.1:{self._environment['GATEWAY_PORT']}"
+        self.health_url = f"http://127.0.0.1:{self._environment['PORT_HEALTH']}"
         keys_file = self.data / "api_keys.txt"
         keys_file.touch(mode=0o600)
         keys_file.write_text(KEYS_FILE)
@@ -153,20 +167,15 @@ class Corral:
     def log_text(self) -> str:
         return self._output.read_text(errors="replace")
 
-    def ping(self) -> int | None:
-        """The status of /ping; None while nobody listens."""
-        try:
-            return ask(f"{self.url}/ping").status
-        except (ConnectionError, http.client.HTTPException):
-            return None
-
     def wait_until_up(self) -> None:
+        """Until both processes say so: they start side by side, and either may be the first."""
+
         def up() -> bool:
-            assert self.exit_code is None, f"the gateway ended with {self.exit_code}:\n{self.log_text}"
-            return self.ping() == 200
+            assert self.exit_code is None, f"the gateway ended with {self.exit_code}"
+            return ping(self.url) == 200 == ping(self.health_url)
 
         try:
-            wait_until(up, "GET /ping answers 200", START_TIMEOUT_S)
+            wait_until(up, "GET /ping answers 200 on both ports", START_TIMEOUT_S)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.log_text}") from None
 

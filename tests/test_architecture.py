@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,26 +9,12 @@ import pytest
 
 from tests import architecture
 from tests.architecture import Fault, Rule, Tree
-
-ROOT = Path(__file__).parent.parent
+from tests.support import ROOT, repository_files
 
 
 @pytest.fixture(scope="module")
 def tree() -> Tree:
     return Tree(ROOT)
-
-
-@pytest.fixture(scope="module")
-def tracked_files() -> list[str]:
-    """What git has or would take: the files that a stranger's clone holds."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return [name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()]
 
 
 def report(faults: Iterable[Fault]) -> None:
@@ -93,22 +78,22 @@ def test_every_source_file_has_a_test_file(tree: Tree) -> None:
     report(architecture.a_test_per_file(tree))
 
 
-def test_no_file_knows_the_paths_of_one_machine(tracked_files: list[str]) -> None:
+def test_no_file_knows_the_paths_of_one_machine() -> None:
     report(
         architecture.forbidden_words(
             ROOT,
-            tracked_files,
+            repository_files(),
             architecture.ONE_MACHINES_PATHS,
             "exists on one machine only: use a relative path",
         )
     )
 
 
-def test_no_file_names_the_host_of_a_registry(tracked_files: list[str]) -> None:
+def test_no_file_names_the_host_of_a_registry() -> None:
     report(
         architecture.forbidden_words(
             ROOT,
-            tracked_files,
+            repository_files(),
             architecture.REGISTRY_HOSTS,
             "is a registry's host: name the package, not its host",
         )

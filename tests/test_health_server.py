@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ import pytest
 
 from corral.drivers import clock, process_facts, status_file
 from corral.formats.status import ModelState, ModelStatus, Phase, StatusDocument, to_json
+from tests.support import free_port
+from tests.waiting import wait_until
 
 PROGRAM = Path(__file__).resolve().parent.parent / "scripts" / "health_server.py"
 DEADLINE_S = 20.0
@@ -74,21 +76,6 @@ def start(path: Path, *more: str) -> Iterator[Server]:
 def server(tmp_path: Path) -> Iterator[Server]:
     with start(tmp_path / "status.json") as running:
         yield running
-
-
-def eventually(fact: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + DEADLINE_S
-    while time.monotonic() < deadline:
-        if fact():
-            return True
-        time.sleep(0.01)
-    return False
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_it_follows_a_gateway_through_its_life(server: Server) -> None:
@@ -200,7 +187,7 @@ def test_it_goes_when_its_gateway_goes(tmp_path: Path, gateway: subprocess.Popen
             return False
 
         try:
-            assert eventually(answers)
+            wait_until(answers, "the health server answers")
             assert process.poll() is None
             gateway.kill()
             assert process.wait(DEADLINE_S) == 0

@@ -10,10 +10,10 @@ DEADLINE_S = 15.0
 POLL_S = 0.005
 
 
-def wait_until(fact: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_S
+def wait_until(fact: Callable[[], object], what: str, deadline_s: float = DEADLINE_S) -> None:
+    deadline = time.monotonic() + deadline_s
     while not fact():
-        assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {what}"
+        assert time.monotonic() < deadline, f"not within {deadline_s:g} s: {what}"
         time.sleep(POLL_S)
 
 

@@ -74,7 +74,7 @@ class App:
         self.gate: Gate
         self.server: HttpServer
         self.port = 0
-        self._status_path = str(config.paths.runtime / "status.json")
+        self._status_path = str(config.paths.runtime / status_file.FILE_NAME)
         self._status_due = False
         self._pid_started = process_facts.start_ticks(os.getpid())
         self._health: Child | None = None
@@ -88,7 +88,7 @@ class App:
         loop = asyncio.get_running_loop()
         self.reaper.start(loop)
         self._write_status()
-        if self.settings.server.health_port != self.settings.server.port:
+        if self.settings.server.health_port != self.settings.server.port or not self.settings.server.port:
             self._spawn_health()
         self.key_store.load()
         self.catalogue = catalogue(self.settings)
@@ -188,13 +188,15 @@ class App:
             self.key_store.records, requests_per_minute=access.requests_per_minute, env_key=access.env_key
         )
         if access.enabled and not len(ring):
-            log.error("there are NO KEYS in %s: every request gets 401", access.keys_file)
+            log.error(
+                "there are NO KEYS in %s, so every request gets 401. Make one: python3 scripts/keys.py generate NAME",
+                access.keys_file,
+            )
         return ring
 
     def _load_keys(self, load: Callable[[], bool]) -> None:
         if load():
             self.gate.keys = self._key_ring()
-            log.info("%d keys are in force", len(self.gate.keys))
 
     # Status and health -------------------------------------------------------------------------
 
@@ -229,14 +231,14 @@ class App:
         server = self.settings.server
         argv = [sys.executable, "-I", str(HEALTH_SERVER), "--port", str(server.health_port)]
         argv += ["--host", server.host or "", "--status-file", self._status_path]
-        argv += ["--path", server.health_check_path]
+        argv += ["--path", server.health_check_path, "--gateway-pid", str(os.getpid())]
         environment = settings.children_environment(self.settings)
         self._health = spawn(argv, env=environment, reaper=self.reaper, on_output=self._health_said)
         self._health.exited.add_done_callback(self._health_ended)
 
     def _health_said(self, data: bytes) -> None:
         for line in data.decode("utf-8", "replace").splitlines():
-            log.warning("health server: %s", line)
+            log.info("%s", line)
 
     def _health_ended(self, exited: asyncio.Future[int]) -> None:
         if not self._ended:

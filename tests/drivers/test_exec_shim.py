@@ -49,7 +49,9 @@ def test_the_program_replaces_the_shim_and_keeps_its_pid() -> None:
         pytest.param(lambda path: path.write_bytes(b""), "Permission denied", id="not executable"),
         pytest.param(lambda path: path.mkdir(), "Permission denied", id="a folder"),
         pytest.param(
-            lambda path: (path.write_bytes(b"garbage"), path.chmod(0o755)), "Exec format error", id="no program"
+            lambda path: (path.write_bytes(b"garbage"), path.chmod(0o755)),
+            "Exec format error",
+            id="no program",
         ),
     ],
 )
@@ -88,7 +90,9 @@ os.execv(sys.executable, [*{SHIM!r}, str(os.getppid()), "--", "/bin/cat", "/proc
 """
     done = subprocess.run([sys.executable, "-c", spoilt], capture_output=True, check=True, timeout=30)
     status = dict(line.split(":\t", 1) for line in done.stdout.decode().splitlines() if ":\t" in line)
-    assert int(status["SigIgn"], 16) == 0
+    # The C library keeps signals 32 and 33 to itself.
+    usable = sum(1 << (number - 1) for number in signal.valid_signals())
+    assert int(status["SigIgn"], 16) & usable == 0
     assert int(status["SigBlk"], 16) == 0
 
 

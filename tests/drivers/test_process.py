@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -19,7 +19,6 @@ from corral.drivers.reaper import Reaper
 from tests.waiting import eventually, is_running
 
 ENV = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
-Spawn = Callable[..., Child]
 
 
 class Heard:
@@ -167,10 +166,12 @@ def test_whoever_a_child_leaves_behind_in_its_group_is_killed() -> None:
     in_loop(scenario)
 
 
-def test_a_stranger_that_holds_the_pipe_does_not_hold_up_the_end() -> None:
+def test_a_stranger_that_holds_the_pipe_does_not_hold_up_the_end(tmp_path: Path) -> None:
     async def scenario(reaper: Reaper) -> None:
         heard = Heard()
-        child = shell(reaper, "setsid sh -c 'echo $$; exec sleep 1000' & sleep 0.2; exit 5", heard)
+        up = tmp_path / "up"
+        stranger = f"setsid sh -c 'echo $$; echo > {up}; exec sleep 1000'"
+        child = shell(reaper, f"{stranger} & until [ -e {up} ]; do sleep 0.01; done; exit 5", heard)
         assert await child.exited == 5
         os.kill(int(heard.text), signal.SIGKILL)
 
@@ -219,13 +220,11 @@ def test_only_the_main_thread_may_spawn() -> None:
     in_loop(scenario)
 
 
-@pytest.fixture
-def resident_bytes() -> Iterator[Callable[[], int]]:
-    page = os.sysconf("SC_PAGESIZE")
-    yield lambda: int(Path("/proc/self/statm").read_text().split()[1]) * page
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
-def test_a_flood_neither_starves_the_loop_nor_fills_the_memory(resident_bytes: Callable[[], int]) -> None:
+def test_a_flood_neither_starves_the_loop_nor_fills_the_memory() -> None:
     flood_bytes = 100_000_000
 
     async def scenario(reaper: Reaper) -> None:
@@ -264,10 +263,10 @@ def test_fifty_children_leave_no_descriptor_and_no_zombie() -> None:
             child.signal_group(signal.SIGKILL)
             await child.exited
         assert descriptors() == before
-        with pytest.raises(ChildProcessError):
-            os.waitpid(-1, os.WNOHANG)
 
     in_loop(scenario)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="parent death signals are Linux's")

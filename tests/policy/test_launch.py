@@ -65,6 +65,7 @@ def test_cache_types_are_named_only_if_they_are_not_the_default() -> None:
         (("--cache-type-v", "q4_0"), ("-ctv", "--cache-type-v"), "q4_0"),
         (("--fit", "on"), ("-fit", "--fit"), "on"),
         (("-mm", "/other.gguf"), ("-mm", "--mmproj"), "/other.gguf"),
+        (("--mmproj_url", "http://x"), ("--mmproj", "--mmproj_url"), "http://x"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
@@ -105,7 +106,8 @@ def test_a_model_that_writes_gets_the_context_that_was_asked_for(n_ctx: int, exp
 
 
 def embedder(**facts: Any) -> Model:
-    return a_model(**{"embedding": True, "pooling": "mean", "architecture": "bert"} | facts)
+    defaults: dict[str, Any] = {"embedding": True, "pooling": "mean", "architecture": "bert"}
+    return a_model(**defaults | facts)
 
 
 @pytest.mark.parametrize(
@@ -128,33 +130,30 @@ def test_an_embedding_model_gets_no_more_context_than_it_can_use(
     assert value_of(command(model, parallel), "-c") == [str(tokens)]
 
 
-@pytest.mark.parametrize(
-    ("facts", "words"),
-    [
-        ({}, ("--embedding", "--batch-size", "512", "--ubatch-size", "512")),
-        ({"pooling": "last"}, ("--embedding",)),
-        (
-            {"pooling": None},
-            ("--embedding", "--pooling", "mean", "--batch-size", "512", "--ubatch-size", "512"),
-        ),
-        ({"pooling": "rank"}, ("--rerank", "--batch-size", "512", "--ubatch-size", "512")),
-        ({"flags": ("--pooling", "cls"), "pooling": None}, ("--embedding",)),
-        ({"flags": ("--embeddings",)}, ()),
-        ({"flags": ("--embeddings",), "pooling": None}, ("--pooling", "mean")),
-        ({"flags": ("--reranking",), "pooling": "rank"}, ()),
-        ({"flags": ("-ub", "4096")}, ("--embedding",)),
-    ],
-    ids=["mean", "last", "no-pooling", "rank", "pooling-flag", "embedding-flag", "embedding-flag-no-pooling"]
-    + ["rerank-flag", "batch-flag"],
-)
+ONE_BATCH = ("--batch-size", "512", "--ubatch-size", "512")
+EMBEDDERS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "mean": ({}, ("--embedding", *ONE_BATCH)),
+    "last": ({"pooling": "last"}, ("--embedding",)),
+    "no pooling": ({"pooling": None}, ("--embedding", "--pooling", "mean", *ONE_BATCH)),
+    "no pooling but by flag": (
+        {"pooling": None, "flags": ("--pooling", "cls")},
+        ("--embedding", *ONE_BATCH),
+    ),
+    "asked for by flag": ({"flags": ("--embeddings",)}, ONE_BATCH),
+    "asked for by flag, no pooling": (
+        {"pooling": None, "flags": ("--embedding",)},
+        ("--pooling", "mean", *ONE_BATCH),
+    ),
+    "reranker": ({"pooling": "rank"}, ("--rerank", *ONE_BATCH)),
+    "reranker by flag": ({"pooling": "rank", "flags": ("--reranking",)}, ONE_BATCH),
+    "batch by flag": ({"flags": ("-ub", "4096")}, ("--embedding",)),
+}
+
+
+@pytest.mark.parametrize(("facts", "words"), EMBEDDERS.values(), ids=EMBEDDERS.keys())
 def test_an_embedding_model_is_started_as_one(facts: dict[str, Any], words: tuple[str, ...]) -> None:
-    flags = facts.get("flags", ())
     argv = command(embedder(context_length=512, **facts))
-    ours = argv[argv.index("--parallel") + 2 : argv.index("--metrics")]
-    batches = ("--batch-size", "512", "--ubatch-size", "512")
-    if flags and "-ub" not in flags:
-        words = (*words, *batches)
-    assert ours == words
+    assert argv[argv.index("--parallel") + 2 : argv.index("--metrics")] == words
 
 
 def test_the_batch_of_an_embedding_model_holds_the_context_of_one_slot() -> None:

@@ -89,17 +89,22 @@ FROM_JSON: list[tuple[Kind, object, Any]] = [
     (NUMBERS, [], ()),
 ]
 
+NO_BOOLEANS: list[object] = [1, 0, "true", None, [], {}]
+NO_PORTS: list[object] = ["8000", 8000.0, True, None, 65_536, -1, 10**400, []]
+NO_SECONDS: list[object] = [0, 1000.5, "30", True, None, float("nan"), float("inf"), 10**400, -(10**400)]
+NO_COLOURS: list[object] = ["BLUE", 1, None, ["red"]]
+NO_WORDS: list[object] = [1, None, ["abc"], ""]
+NO_PATHS: list[object] = [1, None, ""]
+NO_NUMBERS: list[object] = ["1,2", {"1": 2}, None, [1, "2"], [[1]], [1] * 1001]
+
 BAD_JSON: list[tuple[Kind, object]] = [
-    *((BOOLEAN, value) for value in (1, 0, "true", None, [], {})),
-    *((PORT, value) for value in ("8000", 8000.0, True, None, 65_536, -1, 10**400, [])),
-    *(
-        (SECONDS, value)
-        for value in (0, 1000.5, "30", True, None, float("nan"), float("inf"), 10**400, -(10**400))
-    ),
-    *((COLOUR, value) for value in ("BLUE", 1, None, ["red"])),
-    *((WORD, value) for value in (1, None, ["abc"], "")),
-    *((PATH, value) for value in (1, None, "")),
-    *((NUMBERS, value) for value in ("1,2", {"1": 2}, None, [1, "2"], [[1]], [1] * 1001)),
+    *((BOOLEAN, value) for value in NO_BOOLEANS),
+    *((PORT, value) for value in NO_PORTS),
+    *((SECONDS, value) for value in NO_SECONDS),
+    *((COLOUR, value) for value in NO_COLOURS),
+    *((WORD, value) for value in NO_WORDS),
+    *((PATH, value) for value in NO_PATHS),
+    *((NUMBERS, value) for value in NO_NUMBERS),
 ]
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import UTC, date, datetime
-from email.utils import formatdate
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -17,6 +16,10 @@ T = TypeVar("T")
 monotonic: Callable[[], float] = time.monotonic
 # Seconds since the epoch: for logs, file names and what people read.
 wall: Callable[[], float] = time.time
+
+
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 class PerSecond(Generic[T]):
@@ -39,7 +42,11 @@ class PerSecond(Generic[T]):
 
 def http_date(second: int) -> bytes:
     """The value of a Date header (RFC 9110, 6.6.1)."""
-    return formatdate(second, usegmt=True).encode("ascii")
+    # By hand: email.utils costs 5 ms of start-up (measured), and strftime speaks the machine's language.
+    at = time.gmtime(second)
+    day, month = _DAYS[at.tm_wday], _MONTHS[at.tm_mon - 1]
+    clock = f"{at.tm_hour:02}:{at.tm_min:02}:{at.tm_sec:02}"
+    return f"{day}, {at.tm_mday:02} {month} {at.tm_year} {clock} GMT".encode("ascii")
 
 
 def iso_second(second: int) -> str:

@@ -170,7 +170,10 @@ class ClientConnection(asyncio.Protocol):
 
     async def ask(self, method: str, data: bytes, silence_s: float) -> Answer:
         """Send a request; return when the head of its answer is here."""
-        self._answering, self._heard, self._poured = True, False, False
+        self._heard = False
+        if self.transport.is_closing():
+            raise self._lost(None)
+        self._answering, self._poured = True, False
         self._silence_s = silence_s
         self._deadline = clock.monotonic() + silence_s
         self._reader.expect(method)

@@ -171,18 +171,21 @@ class LogFiles:
 
     def _write(self, batch: list[tuple[Sink, bytes | None]]) -> int:
         pieces: dict[Sink, list[bytes]] = {}
-        closing: list[Sink] = []
+        closing: set[Sink] = set()
+        lost_lines = 0
         for sink, data in batch:
             if data is None:
-                closing.append(sink)
+                closing.add(sink)
+            elif sink in closing:
+                lost_lines += count_lines(data)
             else:
                 pieces.setdefault(sink, []).append(data)
                 self._unswept_bytes += len(data)
-        self._sinks.update(pieces)
-        lost_lines = sum(sink.append(lines) for sink, lines in pieces.items())
+        self._sinks.update(sink for sink in pieces if not sink.closed)
+        lost_lines += sum(sink.append(lines) for sink, lines in pieces.items())
         for sink in closing:
             sink.close()
-            self._sinks.discard(sink)
+        self._sinks -= closing
         return lost_lines
 
     def _sweep_if_due(self) -> None:

@@ -45,7 +45,7 @@ class Sink:
         self._rotate = rotate
         self._limits = limits
         self._on_opened = on_opened
-        self._closed = False
+        self.closed = False
         self._fd = -1
         self._size_bytes = 0
         self._born_at = 0.0
@@ -61,7 +61,7 @@ class Sink:
 
     def close(self) -> None:
         """For good."""
-        self._closed = True
+        self.closed = True
         self._release()
 
     def _groups(self, pieces: list[bytes]) -> Iterator[bytes]:
@@ -80,7 +80,7 @@ class Sink:
 
     def _append(self, data: bytes) -> int:
         now = clock.monotonic()
-        if self._closed or now < self._retry_at:
+        if self.closed or now < self._retry_at:
             return self._lost(data)
         rest = memoryview(data)
         try:

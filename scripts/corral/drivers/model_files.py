@@ -7,6 +7,7 @@ download becomes a problem in words instead of an exception.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -109,7 +110,7 @@ def read_header(path: Path) -> Gguf:
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise OSError(f"{path} is not a regular file")
+            raise OSError(errno.EINVAL, "it is not a regular file")
         return gguf.read(lambda offset, length: os.pread(descriptor, length, offset), status.st_size)
     finally:
         os.close(descriptor)
@@ -156,7 +157,7 @@ def _entries(directory: Path, warnings: list[str]) -> tuple[list[Path], list[Pat
     files: list[Path] = []
     directories: list[Path] = []
     try:
-        names = sorted(os.listdir(directory))
+        names = sorted(os.listdir(directory), key=lambda name: name.removesuffix(ENDING))
     except OSError as error:
         warnings.append(f"{directory} can't be looked into: {error.strerror}")
         return files, directories

@@ -97,6 +97,10 @@ class Strand:
                 raise
             return
         self._running = False
+        if waited is None:
+            # A bare yield, as in `asyncio.sleep(0)`: let the others have a turn.
+            waited = Bell()
+            asyncio.get_running_loop().call_soon(waited.ring)
         self._waiting = waited
         if type(waited) is Bell:
             waited.waiter = self

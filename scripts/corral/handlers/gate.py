@@ -7,7 +7,6 @@ answers need: the key ring, a window per key, the catalogue.
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -52,7 +51,7 @@ class Gate:
             principal = authentication.anonymous(access.requests_per_minute, admin=access.admin_without_auth)
         else:
             principal = authentication.authenticate(
-                self.keys, head.header(b"authorization"), head.header(b"x-api-key"), today()
+                self.keys, head.header(b"authorization"), head.header(b"x-api-key"), clock.today()
             )
         call.key_id = principal.key_id
         return principal
@@ -101,8 +100,3 @@ class Gate:
         return [
             model for model in self.catalogue.models.values() if authentication.permits(principal, model.name)
         ]
-
-
-def today() -> datetime.date:
-    """The day in UTC: keys expire by it."""
-    return datetime.datetime.fromtimestamp(clock.wall(), datetime.UTC).date()

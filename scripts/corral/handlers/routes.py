@@ -53,8 +53,8 @@ PREFIXES: tuple[tuple[str, Route], ...] = (
 )
 
 
-def find(path: str, more: dict[str, Route]) -> Route:
-    route = PATHS.get(path) or more.get(path)
+def find(path: str, paths: dict[str, Route]) -> Route:
+    route = paths.get(path)
     if route is not None:
         return route
     for prefix, route in PREFIXES:
@@ -68,8 +68,8 @@ class Routes:
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
-        own_ping = gate.settings.server.health_check_path
-        self._more = {own_ping: get(status.ping)} if own_ping not in PATHS else {}
+        # On both ports the path that the operator chose for probes answers as /ping does, whatever it is.
+        self._paths = PATHS | {gate.settings.server.health_check_path: get(status.ping)}
 
     async def handle(self, exchange: Exchange) -> None:
         call = Call(exchange)
@@ -92,7 +92,7 @@ class Routes:
     async def _dispatch(self, call: Call) -> None:
         exchange = call.exchange
         method = exchange.head.method
-        route = find(exchange.head.path, self._more) if exchange.head.path != "*" else get(status.root)
+        route = find(exchange.head.path, self._paths) if exchange.head.path != "*" else get(status.root)
         if method == "OPTIONS":
             replies.send_options(call, (*route.methods, "OPTIONS"))
         elif method in route.methods:

@@ -69,6 +69,6 @@ async def metrics(gate: Gate, call: Call) -> None:
         text = json.dumps(prometheus_text.to_json(families)).encode()
         call.exchange.respond(200, [JSON_TYPE, *call.extra_headers], text)
         return
-    content_type = (b"content-type", prometheus_text.CONTENT_TYPE)
+    content_type = (b"content-type", prometheus_text.CONTENT_TYPE.encode())
     text = prometheus_text.render(families)
     call.exchange.respond(200, [content_type, *call.extra_headers], text)

@@ -50,9 +50,9 @@ class Exchange:
         "_chunked",
         "_close",
         "_finished",
+        "_last",
         "_out",
         "_source",
-        "_tail",
         "_wire",
         "bytes_sent",
         "client",
@@ -79,7 +79,7 @@ class Exchange:
         self._finished = False
         self._body_done = head.content_length in (None, 0) and not head.chunked
         self._source: Source | None = None
-        self._tail = b""
+        self._last: bytes | http1.Chunks = b""
         self.is_event_stream = False
 
     # The request's body ------------------------------------------------------------------------
@@ -169,14 +169,14 @@ class Exchange:
     def write(self, payload: bytes) -> None:
         """A piece of the body, framed as this answer needs it."""
         if payload and self.head.method != "HEAD":
-            self._tail = payload
+            self._last = payload
             self.bytes_sent += len(payload)
             self._out.append(http1.chunk(payload) if self._chunked else payload)
 
     def write_chunks(self, chunks: http1.Chunks) -> None:
         """Whole chunks from upstream: passed on as they are where the framing is the same."""
         if self._chunked and self.head.method != "HEAD":
-            self._tail = chunks.raw
+            self._last = chunks
             self.bytes_sent += len(chunks.raw)
             self._out.append(chunks.raw)
         else:
@@ -213,7 +213,8 @@ class Exchange:
     @property
     def at_event_boundary(self) -> bool:
         """Whether what was sent of an event stream ends with a whole event."""
-        return not self._tail or self._tail.removesuffix(b"\r\n").endswith((b"\n\n", b"\r\n\r\n"))
+        last = self._last.payload() if isinstance(self._last, http1.Chunks) else self._last
+        return not last or last.endswith((b"\n\n", b"\r\n\r\n"))
 
     # Times and flow ----------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import NamedTuple
 
 from corral.errors import (
     CorralError,
@@ -26,33 +27,36 @@ from corral.errors import (
 from corral.formats.http1 import grammar
 from corral.formats.http1.events import Limits
 
-# Judges the first line; the flag says whether the line has ended yet.
+# Judges a first line; the flag says whether the line has ended yet.
 FirstLineFault = Callable[[bytes, bool, Limits], CorralError | None]
 
 
-def first_fault(
-    head: bytes, limits: Limits, first_line_fault: FirstLineFault, label: str = "Header line"
-) -> CorralError:
-    """The first fault in `head`, which holds the first line and the fields, or the begin of them.
+class Block(NamedTuple):
+    """A kind of block of lines: what its first line must be, and what the others are called."""
+
+    first_line_fault: FirstLineFault
+    label: str
+
+
+def first_fault(block: Block, text: bytes, limits: Limits) -> CorralError:
+    """The first fault in `text`, a whole block or the beginning of one.
 
     Where no line has one, what is wrong is the size of the whole.
     """
-    lines = head[: limits.head_max_bytes].split(b"\r\n")
+    lines = text[: limits.head_max_bytes].split(b"\r\n")
     last = len(lines) - 1
     for number, line in enumerate(lines):
         ended = number < last
-        if not ended:
-            line = line.removesuffix(b"\r")  # its LF may still come
         if number == 0:
-            fault = first_line_fault(line, ended, limits)
+            fault = block.first_line_fault(line, ended, limits)
         else:
-            fault = _field_line_fault(line, f"{label} {number}", ended, limits)
+            fault = _field_line_fault(line, f"{block.label} {number}", ended, limits)
         if fault is not None:
             return fault
     return HeaderFieldsTooLarge(f"The head is larger than {limits.head_max_bytes} bytes; send fewer headers")
 
 
-def request_line_fault(line: bytes, ended: bool, limits: Limits) -> CorralError | None:
+def _request_line_fault(line: bytes, ended: bool, limits: Limits) -> CorralError | None:
     """What is wrong with a request line."""
     if line.startswith(b"\x16"):
         return InvalidRequest(
@@ -63,7 +67,7 @@ def request_line_fault(line: bytes, ended: bool, limits: Limits) -> CorralError 
         return InvalidRequest("The request line begins with white space")
     if line and line[0] not in b"\r\n" and not grammar.TOKEN.match(line):
         return InvalidRequest(f"The request line begins with the byte 0x{line[0]:02X}; this is not HTTP")
-    if fault := _line_end_fault("The request line", line, limits):
+    if fault := _line_end_fault("The request line", line, ended, limits):
         return fault
     if len(line) > limits.line_max_bytes:
         return UriTooLong(
@@ -98,11 +102,11 @@ def _request_line_part_fault(line: bytes) -> CorralError | None:
     return None
 
 
-def status_line_fault(line: bytes, ended: bool, limits: Limits) -> CorralError | None:
+def _status_line_fault(line: bytes, ended: bool, limits: Limits) -> CorralError | None:
     """What is wrong with a status line."""
     if not line.startswith(b"HTTP/") and (ended or not b"HTTP/".startswith(line)):
         return InvalidRequest("The answer does not begin with HTTP/")
-    if fault := _line_end_fault("The status line", line, limits):
+    if fault := _line_end_fault("The status line", line, ended, limits):
         return fault
     if len(line) > limits.line_max_bytes:
         return HeaderFieldsTooLarge(f"The status line is longer than {limits.line_max_bytes} bytes")
@@ -117,8 +121,7 @@ def status_line_fault(line: bytes, ended: bool, limits: Limits) -> CorralError |
     return InvalidRequest(f"The reason phrase holds {_first_outside(grammar.TEXT, reason)}")
 
 
-def trailer_begin_fault(line: bytes, ended: bool, limits: Limits) -> CorralError | None:
-    """Trailers are read from the CRLF of the last chunk on, so that their first line is empty."""
+def _no_fault(line: bytes, ended: bool, limits: Limits) -> CorralError | None:
     return None
 
 
@@ -127,7 +130,7 @@ def _field_line_fault(line: bytes, where: str, ended: bool, limits: Limits) -> C
     name, colon, value = line.partition(b":")
     if colon and grammar.TOKEN.fullmatch(name) and len(name) <= 64:
         where += f" ({name.decode('ascii')})"
-    if fault := _line_end_fault(where, line, limits):
+    if fault := _line_end_fault(where, line, ended, limits):
         return fault
     if len(line) > limits.line_max_bytes:
         return HeaderFieldsTooLarge(f"{where} is longer than {limits.line_max_bytes} bytes")
@@ -140,16 +143,19 @@ def _field_line_fault(line: bytes, where: str, ended: bool, limits: Limits) -> C
         return InvalidRequest(f"{where} has no colon")
     if not name:
         return InvalidRequest(f"{where} has no name before its colon")
-    if grammar.TOKEN.fullmatch(name.rstrip(b" \t")):
+    stripped = name.rstrip(b" \t")
+    if stripped != name and grammar.TOKEN.fullmatch(stripped):
         return InvalidRequest(f"{where} has white space before its colon")
     if at := _first_outside(grammar.TOKEN, name):
         return InvalidRequest(f"{where}: the name holds {at}")
     return InvalidRequest(f"{where}: the value holds {_first_outside(grammar.TEXT, value)}")
 
 
-def _line_end_fault(where: str, line: bytes, limits: Limits) -> CorralError | None:
+def _line_end_fault(where: str, line: bytes, ended: bool, limits: Limits) -> CorralError | None:
+    if not ended:
+        line = line.removesuffix(b"\r")  # its LF may still come
     # Beyond the limit it is the length that is refused, however much of the line has come.
-    bare = re.search(rb"[\r\n]", line[: limits.line_max_bytes])
+    bare = grammar.LINE_END_BYTE.search(line[: limits.line_max_bytes])
     if bare is None:
         return None
     name = "CR" if bare[0] == b"\r" else "LF"
@@ -161,3 +167,9 @@ def _first_outside(pattern: re.Pattern[bytes], text: bytes) -> str | None:
     match = pattern.match(text)
     position = match.end() if match else 0
     return f"the byte 0x{text[position]:02X} at position {position}" if position < len(text) else None
+
+
+REQUEST_HEAD = Block(_request_line_fault, "Header line")
+RESPONSE_HEAD = Block(_status_line_fault, "Header line")
+# Trailers are read from the CRLF of the last chunk on, so that their first line is empty.
+TRAILERS = Block(_no_fault, "Trailer line")

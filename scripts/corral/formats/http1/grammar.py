@@ -57,8 +57,11 @@ FIELD_BLOCK: Final = re.compile(rb"(?:[%b]++:[%b]*+\r\n)*" % (_TCHAR, _TEXT))
 # Only for a block that FIELD_BLOCK accepted: there the first colon ends the name, the first CR the value.
 FIELDS: Final = re.compile(rb"([^:]++):([^\r]*+)\r\n")
 
-# RFC 9112 2.2: lines end with CRLF. A CR at the very end may still be followed by its LF.
-BARE_LINE_END: Final = re.compile(rb"(?<!\r)\n|\r(?=[^\n])")
+# RFC 9112 2.2: lines end with CRLF. A CR at the very end may still be followed by its LF. It takes two
+# bytes to judge one: a lookbehind would look past the place where the search begins, into a body that
+# was read already, and could find the CR there.
+BARE_LINE_END: Final = re.compile(rb"[^\r]\n|\r[^\n]")
+LINE_END_BYTE: Final = re.compile(rb"[\r\n]")  # within a line that was cut at its CRLF
 
 # RFC 9112 7.1: chunk = chunk-size [ chunk-ext ] CRLF chunk-data CRLF; chunk-size = 1*HEXDIG
 # RFC 9112 7.1.1: chunk-ext = *( BWS ";" BWS chunk-ext-name [ BWS "=" BWS chunk-ext-val ] )

@@ -10,12 +10,7 @@ from __future__ import annotations
 from corral.errors import HeaderFieldsTooLarge
 from corral.formats.http1 import grammar
 from corral.formats.http1.events import Headers, Limits, RequestHead, ResponseHead
-from corral.formats.http1.faults import (
-    first_fault,
-    request_line_fault,
-    status_line_fault,
-    trailer_begin_fault,
-)
+from corral.formats.http1.faults import REQUEST_HEAD, RESPONSE_HEAD, TRAILERS, first_fault
 from corral.formats.http1.framing import HTTP_1_0, HTTP_1_1, body_framing, expects_continue, keeps_alive
 from corral.formats.http1.target import check_host, replace_host, split_target
 
@@ -28,7 +23,7 @@ def parse_request_head(buffer: bytes, start: int, end: int, limits: Limits) -> R
         or grammar.FIELD_BLOCK.fullmatch(buffer, line.end(), end) is None
         or _too_large(buffer, start, end, limits)
     ):
-        raise first_fault(buffer[start:end], limits, request_line_fault)
+        raise first_fault(REQUEST_HEAD, buffer[start:end], limits)
     headers, fields = _fields(buffer, line.end(), end, limits)
     method = line[1].decode("ascii")
     target = line[2].decode("ascii")
@@ -61,7 +56,7 @@ def parse_response_head(buffer: bytes, start: int, end: int, limits: Limits) -> 
         or grammar.FIELD_BLOCK.fullmatch(buffer, line.end(), end) is None
         or _too_large(buffer, start, end, limits)
     ):
-        raise first_fault(buffer[start:end], limits, status_line_fault)
+        raise first_fault(RESPONSE_HEAD, buffer[start:end], limits)
     headers, fields = _fields(buffer, line.end(), end, limits)
     version = HTTP_1_1 if line[1] == b"1" else HTTP_1_0
     length, chunked = body_framing(fields, version)
@@ -82,7 +77,7 @@ def check_trailers(buffer: bytes, start: int, end: int, limits: Limits) -> None:
     if grammar.FIELD_BLOCK.fullmatch(buffer, start + 2, end) is None or _too_large(
         buffer, start, end, limits
     ):
-        raise first_fault(buffer[start:end], limits, trailer_begin_fault, "Trailer line")
+        raise first_fault(TRAILERS, buffer[start:end], limits)
     _fields(buffer, start + 2, end, limits)
 
 

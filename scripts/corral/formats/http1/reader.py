@@ -27,7 +27,7 @@ from corral.errors import CorralError, InvalidRequest
 from corral.formats.http1 import grammar
 from corral.formats.http1.chunked import EXTENSIONS_MAX_BYTES, chunk_head_fault, plain_run
 from corral.formats.http1.events import END, Data, Event, Limits
-from corral.formats.http1.faults import FirstLineFault, first_fault, trailer_begin_fault
+from corral.formats.http1.faults import TRAILERS, Block, first_fault
 from corral.formats.http1.head import check_trailers
 from corral.formats.http1.states import State, Step, move
 
@@ -166,8 +166,8 @@ class MessageReader(ABC):
         self._consume(end)
         return buffer[start:end]
 
-    def _block_end(self, first_line_fault: FirstLineFault) -> int | None:
-        """Where the last line of a head ends, once the empty line behind it has come.
+    def _block_end(self, block: Block) -> int | None:
+        """Where the last line of a block ends, once the empty line behind it has come.
 
         While it has not, this refuses what no further byte can make right.
         """
@@ -188,7 +188,7 @@ class MessageReader(ABC):
             or grammar.BARE_LINE_END.search(buffer, self._searched)
             or (self._state is State.HEAD and self._opens_wrong(bytes(buffer[self._at : self._at + 5])))
         ):
-            raise first_fault(bytes(buffer[self._at :]), limits, first_line_fault)
+            raise first_fault(block, bytes(buffer[self._at :]), limits)
         self._searched = max(self._at, len(buffer) - 3)
         return None
 
@@ -259,7 +259,7 @@ class MessageReader(ABC):
         return None
 
     def _read_trailers(self) -> Event | None:
-        end = self._block_end(trailer_begin_fault)
+        end = self._block_end(TRAILERS)
         if end is not None:
             check_trailers(self._solid(), self._at, end, self._limits)
             self._consume(end + 2)

@@ -6,7 +6,7 @@ from corral.errors import CorralError, InvalidRequest
 from corral.formats.http1 import grammar
 from corral.formats.http1.chunked import strip_framing
 from corral.formats.http1.events import Data, Event, Limits
-from corral.formats.http1.faults import request_line_fault
+from corral.formats.http1.faults import REQUEST_HEAD
 from corral.formats.http1.head import parse_request_head
 from corral.formats.http1.reader import MessageReader
 from corral.formats.http1.states import State, Step, move
@@ -45,7 +45,7 @@ class RequestReader(MessageReader):
         return self._buffer[self._at : self._at + 2] not in (b"", b"\r")
 
     def _read_head(self) -> Event | None:
-        end = self._block_end(request_line_fault)
+        end = self._block_end(REQUEST_HEAD)
         if end is None:
             return None
         head = parse_request_head(self._solid(), self._at, end, self._limits)
@@ -66,7 +66,7 @@ class RequestReader(MessageReader):
         return Data(strip_framing(raw))
 
     def _opens_wrong(self, opening: bytes) -> bool:
-        return not grammar.TOKEN.match(opening) and opening[:1] not in (b"\r", b"\n")
+        return not grammar.TOKEN.match(opening) and opening[:1] != b"\r"
 
     def _cut_short(self) -> CorralError:
         part = "head" if self._state is State.HEAD else "body"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from corral.errors import CorralError, InvalidRequest, UpstreamError
 from corral.formats.http1.events import Chunks, Event, Limits
-from corral.formats.http1.faults import status_line_fault
+from corral.formats.http1.faults import RESPONSE_HEAD
 from corral.formats.http1.head import parse_response_head
 from corral.formats.http1.reader import MessageReader
 from corral.formats.http1.states import State, Step, move
@@ -48,7 +48,7 @@ class ResponseReader(MessageReader):
         return None
 
     def _read_head(self) -> Event | None:
-        end = self._block_end(status_line_fault)
+        end = self._block_end(RESPONSE_HEAD)
         if end is None:
             return None
         head = parse_response_head(self._solid(), self._at, end, self._limits)

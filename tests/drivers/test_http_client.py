@@ -1,0 +1,379 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from corral import errors
+from corral.drivers import tasks
+from corral.drivers.http_client import Address, BackendGone, HttpClient
+from corral.drivers.http_server import Exchange
+from corral.drivers.patrol import Patrol
+from corral.drivers.tasks import Bell
+from corral.formats import http1
+
+from tests.drivers.serving import serving
+
+GET = http1.request_head("GET", "/", [(b"host", b"x")])
+Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class Basin:
+    """A sink that keeps what is poured into it."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+        self.flushes = 0
+
+    def write(self, payload: bytes) -> None:
+        self.parts.append(payload)
+
+    def write_chunks(self, chunks: http1.Chunks) -> None:
+        self.parts.append(chunks.payload())
+
+    def flush(self) -> None:
+        self.flushes += 1
+
+
+@asynccontextmanager
+async def scripted(script: Script) -> AsyncIterator[tuple[HttpClient, Address]]:
+    """A backend that does exactly what a test says, once for each connection, and a client for it."""
+    writers: list[asyncio.StreamWriter] = []
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            await script(reader, writer)
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    address = Address("127.0.0.1", server.sockets[0].getsockname()[1])
+    client = HttpClient(Patrol(0.005))
+    try:
+        yield client, address
+    finally:
+        client.close(address)
+        server.close()
+        for writer in writers:
+            writer.transport.abort()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+        await asyncio.sleep(0)
+
+
+def run(work: Coroutine[Any, None, None]) -> None:
+    async def main() -> None:
+        await asyncio.wait_for(tasks.outcome(work), 20)
+
+    asyncio.run(main())
+
+
+def answering(*pieces: bytes, close: bool = False) -> Script:
+    """Each request gets these pieces, each in a packet of its own as far as the kernel plays along."""
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.readuntil(b"\r\n\r\n"):
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+            if close:
+                writer.close()
+                return
+
+    return script
+
+
+async def ask(client: HttpClient, address: Address, silence_s: float = 5.0) -> bytes:
+    answer = await client.send(address, "GET", GET, silence_s=silence_s)
+    return await answer.body(1_000_000)
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+    ],
+    ids=["length", "chunked", "after 100"],
+)
+def test_a_whole_answer_is_read_and_the_connection_kept(wire: bytes) -> None:
+    async def work() -> None:
+        connections = 0
+
+        async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal connections
+            connections += 1
+            await answering(wire)(reader, writer)
+
+        async with scripted(script) as (client, address):
+            assert [await ask(client, address) for _ in range(3)] == [b"hello"] * 3
+            assert connections == 1
+
+    run(work())
+
+
+def test_an_answer_that_ends_with_its_connection_is_read_to_the_end() -> None:
+    async def work() -> None:
+        wire = answering(b"HTTP/1.1 200 OK\r\n\r\nhel", b"lo", close=True)
+        async with scripted(wire) as (client, address):
+            assert await ask(client, address) == b"hello"
+            assert await ask(client, address) == b"hello"
+
+    run(work())
+
+
+def test_connection_close_is_honoured() -> None:
+    async def work() -> None:
+        connections = 0
+
+        async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal connections
+            connections += 1
+            await answering(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")(
+                reader, writer
+            )
+
+        async with scripted(script) as (client, address):
+            await ask(client, address)
+            await ask(client, address)
+            assert connections == 2
+
+    run(work())
+
+
+def test_a_kept_connection_that_was_closed_meanwhile_costs_nobody_an_error() -> None:
+    async def work() -> None:
+        served = 0
+
+        async def one_request_a_connection(
+            reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        ) -> None:
+            nonlocal served
+            await reader.readuntil(b"\r\n\r\n")
+            served += 1
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n%d" % served)
+            # Closes only when the next request is on its way: the race that a kept connection has.
+            await reader.readuntil(b"\r\n\r\n")
+            writer.close()
+
+        async with scripted(one_request_a_connection) as (client, address):
+            assert await ask(client, address) == b"1"
+            assert await ask(client, address) == b"2"
+
+    run(work())
+
+
+def test_nobody_at_the_address_is_backend_gone() -> None:
+    async def work() -> None:
+        async with scripted(answering()) as (_, address):
+            pass
+        with pytest.raises(BackendGone, match="No connection to the backend"):
+            await ask(HttpClient(Patrol()), address)
+
+    run(work())
+
+
+@pytest.mark.parametrize(
+    ("wire", "error", "message"),
+    [
+        (b"", BackendGone, "closed the connection unanswered"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", errors.UpstreamError, "in the middle"),
+        (
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nha",
+            errors.UpstreamError,
+            "in the middle",
+        ),
+        (b"GARBAGE\r\n\r\n", errors.UpstreamError, None),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", errors.UpstreamError, None),
+    ],
+    ids=["nothing", "cut length", "cut chunk", "garbage", "bad length"],
+)
+@pytest.mark.parametrize("poured", [False, True], ids=["read", "poured"])
+def test_a_broken_answer_is_a_clear_error(
+    wire: bytes, error: type[errors.CorralError], message: str | None, poured: bool
+) -> None:
+    async def work() -> None:
+        async with scripted(answering(wire, close=True)) as (client, address):
+            with pytest.raises(error, match=message):
+                if poured:
+                    answer = await client.send(address, "GET", GET, silence_s=5)
+                    await answer.pour(Basin())
+                else:
+                    await ask(client, address)
+
+    run(work())
+
+
+def test_silence_before_and_in_an_answer_is_a_timeout() -> None:
+    async def work() -> None:
+        async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read()
+
+        async with scripted(silent) as (client, address):
+            with pytest.raises(errors.UpstreamTimeout, match=r"sent nothing for 0\.05 s"):
+                await ask(client, address, silence_s=0.05)
+
+        async def stalls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
+            await reader.read()
+
+        async with scripted(stalls) as (client, address):
+            answer = await client.send(address, "GET", GET, silence_s=0.05)
+            with pytest.raises(errors.UpstreamTimeout):
+                await answer.pour(Basin())
+            answer.close()
+
+    run(work())
+
+
+def test_an_answer_that_nobody_asked_for_costs_the_connection() -> None:
+    async def work() -> None:
+        async def eager(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")
+            await reader.read()
+
+        async with scripted(eager) as (client, address):
+            connection = await client._connect(address)
+            while not connection.transport.is_closing():
+                await asyncio.sleep(0)
+            with pytest.raises(BackendGone):
+                await connection.ask("GET", GET, 5)
+
+    run(work())
+
+
+def test_an_answer_larger_than_its_limit_is_refused() -> None:
+    async def work() -> None:
+        wire = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+        async with scripted(answering(wire)) as (client, address):
+            answer = await client.send(address, "GET", GET, silence_s=5)
+            with pytest.raises(errors.UpstreamError, match="larger than 4 bytes"):
+                await answer.body(4)
+
+    run(work())
+
+
+def test_a_poured_body_comes_as_it_comes() -> None:
+    async def work() -> None:
+        bell = Bell()
+        basin = Basin()
+
+        async def stream(exchange: Exchange) -> None:
+            exchange.start(200, [])
+            exchange.write(b"first")
+            exchange.flush()
+            await bell
+            exchange.write(b"second")
+            exchange.finish()
+
+        async with serving(stream) as (_, port):
+            client = HttpClient(Patrol())
+            address = Address("127.0.0.1", port)
+            answer = await client.send(address, "GET", GET, silence_s=5)
+            poured = tasks.outcome(answer.pour(basin))
+            while basin.parts != [b"first"]:
+                await asyncio.sleep(0)
+            assert not poured.done()
+            bell.ring()
+            await poured
+            assert basin.parts == [b"first", b"second"]
+            client.close(address)
+
+    run(work())
+
+
+def test_letting_an_answer_go_closes_its_connection_at_once() -> None:
+    async def work() -> None:
+        seen_end = asyncio.Event()
+
+        async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+            seen_end.set()
+
+        async with scripted(endless) as (client, address):
+            answer = await client.send(address, "GET", GET, silence_s=5)
+            answer.close()
+            answer.close()
+            await asyncio.wait_for(seen_end.wait(), 5)
+
+    run(work())
+
+
+def test_closing_an_address_tells_whoever_waits_there() -> None:
+    async def work() -> None:
+        async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read()
+
+        async with scripted(silent) as (client, address):
+            waiting = tasks.outcome(ask(client, address))
+            while not client._open.get(address):
+                await asyncio.sleep(0)
+            client.close(address)
+            with pytest.raises(errors.UpstreamError, match="was stopped"):
+                await waiting
+
+    run(work())
+
+
+def test_a_paused_answer_stops_being_read_and_goes_on_when_resumed() -> None:
+    size = 20_000_000
+
+    async def work() -> None:
+        sent = 0
+
+        async def big(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal sent
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+            while sent < size:
+                writer.write(b"x" * 100_000)
+                await writer.drain()
+                sent += 100_000
+
+        class Slow(Basin):
+            def flush(self) -> None:
+                if not self.flushes:
+                    answer.pause()
+                super().flush()
+
+        async with scripted(big) as (client, address):
+            answer = await client.send(address, "GET", GET, silence_s=5)
+            basin = Slow()
+            poured = tasks.outcome(answer.pour(basin))
+            while basin.flushes == 0:
+                await asyncio.sleep(0)
+            before = -1
+            while before != sent:  # until the kernel's buffers are full and the backend stands still
+                before = sent
+                await asyncio.sleep(0.05)
+            assert sent < size
+            assert not poured.done()
+            answer.resume()
+            await poured
+            assert sum(map(len, basin.parts)) == size
+
+    run(work())
+
+
+def test_an_unread_answer_is_not_gathered_without_bound() -> None:
+    size = 20_000_000
+
+    async def work() -> None:
+        wire = answering(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size, b"x" * size)
+        async with scripted(wire) as (client, address):
+            answer = await client.send(address, "GET", GET, silence_s=5)
+            connection = next(iter(client._open[address]))
+            while not connection._paused:
+                await asyncio.sleep(0)
+            assert connection._reader.buffered_bytes < 1_000_000
+            body = await answer.body(size)
+            assert len(body) == size
+
+    run(work())

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+from corral.drivers.tasks import Bell, Strand, as_task, outcome, spawn
+
+
+def strand(coroutine: Coroutine[Any, None, None], ends: list[BaseException | None]) -> Strand:
+    made = Strand(coroutine, ends.append)
+    made.step()
+    return made
+
+
+def test_a_strand_runs_at_once_and_to_its_end() -> None:
+    said: list[str] = []
+    ends: list[BaseException | None] = []
+
+    async def work() -> None:
+        said.append("begun")
+
+    made = strand(work(), ends)
+    assert (said, ends, made.done) == (["begun"], [None], True)
+
+
+def test_a_bell_wakes_its_waiter_inside_the_ringers_call() -> None:
+    bell, said, ends = Bell(), list[str](), list[BaseException | None]()
+
+    async def work() -> None:
+        await bell
+        said.append("woken")
+
+    strand(work(), ends)
+    assert (said, ends) == ([], [])
+    bell.ring()
+    assert (said, ends) == (["woken"], [None])
+
+
+def test_a_bell_that_nobody_waits_for_is_not_remembered() -> None:
+    bell, ends = Bell(), list[BaseException | None]()
+    bell.ring()
+
+    async def work() -> None:
+        await bell
+
+    strand(work(), ends)
+    assert ends == []
+
+
+def test_what_is_thrown_is_raised_where_the_strand_waits() -> None:
+    bell, said, ends = Bell(), list[str](), list[BaseException | None]()
+
+    async def work() -> None:
+        try:
+            await bell
+        finally:
+            said.append("cleaned up")
+
+    error = ValueError("enough")
+    strand(work(), ends).throw(error)
+    assert (said, ends) == (["cleaned up"], [error])
+    bell.ring()  # the waiter is gone: nothing happens
+
+
+def test_what_is_thrown_at_a_running_strand_is_raised_at_its_next_wait() -> None:
+    bell, said, ends = Bell(), list[str](), list[BaseException | None]()
+    holder: list[Strand] = []
+
+    async def work() -> None:
+        await bell
+        holder[0].throw(ValueError("later"))
+        said.append("still running")
+        await bell
+        said.append("never")
+
+    holder.append(strand(work(), ends))
+    bell.ring()
+    assert said == ["still running"]
+    assert isinstance(ends[0], ValueError)
+
+
+def test_a_strand_that_has_ended_takes_no_more_errors() -> None:
+    ends: list[BaseException | None] = []
+
+    async def work() -> None:
+        pass
+
+    strand(work(), ends).throw(ValueError("too late"))
+    assert ends == [None]
+
+
+def test_a_strand_may_survive_what_is_thrown_and_wait_again() -> None:
+    first, second, said = Bell(), Bell(), list[str]()
+    ends: list[BaseException | None] = []
+
+    async def work() -> None:
+        try:
+            await first
+        except ValueError:
+            said.append("caught")
+        await second
+        said.append("through")
+
+    strand(work(), ends).throw(ValueError("once"))
+    second.ring()
+    assert (said, ends) == (["caught", "through"], [None])
+
+
+def test_a_strand_awaits_a_future_of_asyncios() -> None:
+    async def main() -> str:
+        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_soon(future.set_result, "here")
+
+        async def work() -> str:
+            return await future
+
+        return await outcome(work())
+
+    assert asyncio.run(main()) == "here"
+
+
+def test_a_strand_may_let_the_others_have_a_turn() -> None:
+    async def main() -> list[str]:
+        said: list[str] = []
+
+        async def work() -> None:
+            said.append("before")
+            await asyncio.sleep(0)
+            said.append("after")
+
+        done = outcome(work())
+        said.append("between")
+        await done
+        return said
+
+    assert asyncio.run(main()) == ["before", "between", "after"]
+
+
+def test_throwing_calls_off_the_future_that_was_awaited() -> None:
+    async def main() -> bool:
+        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        ends: list[BaseException | None] = []
+
+        async def work() -> None:
+            await future
+
+        strand(work(), ends).throw(asyncio.CancelledError())
+        return future.cancelled()
+
+    assert asyncio.run(main())
+
+
+def test_ring_soon_wakes_from_a_fresh_stack() -> None:
+    async def main() -> list[str]:
+        bell, said, done = Bell(), list[str](), asyncio.Event()
+
+        async def work() -> None:
+            await bell
+            said.append("woken")
+            done.set()
+
+        spawn(work(), "sleeper")
+        bell.ring_soon()
+        said.append("rung")
+        await done.wait()
+        return said
+
+    assert asyncio.run(main()) == ["rung", "woken"]
+
+
+def test_what_a_spawned_strand_raises_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def work() -> None:
+        raise ValueError("nobody asked")
+
+    async def main() -> None:
+        spawn(work(), "the worker")
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(main())
+    assert "the worker failed: nobody asked" in caplog.text
+
+
+def test_outcome_hands_on_results_errors_and_cancellations() -> None:
+    async def fine() -> int:
+        return 7
+
+    async def broken() -> int:
+        raise KeyError("x")
+
+    async def cancelled() -> int:
+        raise asyncio.CancelledError
+
+    async def main() -> None:
+        assert await outcome(fine()) == 7
+        with pytest.raises(KeyError):
+            await outcome(broken())
+        with pytest.raises(asyncio.CancelledError):
+            await outcome(cancelled())
+
+    asyncio.run(main())
+
+
+def test_as_task_gives_asyncios_own_coroutines_the_task_they_want() -> None:
+    async def main() -> bool:
+        async def wants_a_task() -> bool:
+            async with asyncio.timeout(5):
+                return asyncio.current_task() is not None
+
+        return await outcome(as_task(wants_a_task()))
+
+    assert asyncio.run(main())
+
+
+def test_a_thousand_hand_overs_do_not_make_a_deep_stack() -> None:
+    async def main() -> int:
+        count = 3000
+        bells = [Bell() for _ in range(count)]
+        woken: list[int] = []
+        done = asyncio.Event()
+
+        async def link(number: int) -> None:
+            await bells[number]
+            woken.append(number)
+            if number + 1 < count:
+                bells[number + 1].ring_soon()
+            else:
+                done.set()
+
+        for number in range(count):
+            spawn(link(number), f"link {number}")
+        bells[0].ring_soon()
+        await done.wait()
+        return len(woken)
+
+    assert asyncio.run(main()) == 3000
