@@ -12,7 +12,7 @@ import pytest
 from corral import settings
 from corral.formats import demo_models
 from tests import support
-from tests.support import Corral
+from tests.support import Corral, running_corral
 
 StartCorral = Callable[..., Corral]
 
@@ -73,11 +73,5 @@ def corral(
     tmp_path_factory: pytest.TempPathFactory, llama_server: Path, demo_files: Path
 ) -> Iterator[Corral]:
     """One instance with the real engine and both demo models, for every test that leaves it as it is."""
-    directory = tmp_path_factory.mktemp("corral")
-    shutil.copytree(demo_files, directory / "data" / "models")
-    instance = Corral(directory, llama_server)
-    try:
-        instance.wait_until_up()
+    with running_corral(tmp_path_factory.mktemp("corral"), llama_server, demo_files) as instance:
         yield instance
-    finally:
-        instance.finish()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -110,6 +111,18 @@ def processes_naming(directory: Path) -> dict[int, str]:
     return found
 
 
+@contextmanager
+def running_corral(directory: Path, engine: Path, models: Path, **options: Any) -> Iterator[Corral]:
+    """An instance that serves the model files in `models`, up when it is yielded, finished afterwards."""
+    shutil.copytree(models, directory / "data" / "models")
+    instance = Corral(directory, engine, **options)
+    try:
+        instance.wait_until_up()
+        yield instance
+    finally:
+        instance.finish()
+
+
 class Corral:
     """One instance: the gateway's process with all that it starts, and everything it writes in one place."""
 
@@ -120,6 +133,7 @@ class Corral:
         *,
         environment: Mapping[str, str] | None = None,
         config: Mapping[str, Any] | None = None,
+        keys: str = KEYS_FILE,
     ) -> None:
         self.directory = directory
         self.data = directory / "data"
@@ -139,7 +153,7 @@ class Corral:
         self.health_url = f"http://127.0.0.1:{self._environment['PORT_HEALTH']}"
         keys_file = self.data / "api_keys.txt"
         keys_file.touch(mode=0o600)
-        keys_file.write_text(KEYS_FILE)
+        keys_file.write_text(keys)
         if config is not None:
             (self.data / "config.json").write_text(json.dumps(config))
         self._process = self._start()
@@ -189,9 +203,17 @@ class Corral:
         self._process.kill()
         self._process.wait(STOP_TIMEOUT_S)
 
+    def tell(self, number: signal.Signals) -> None:
+        """Send it a signal, unless it has ended already."""
+        self._process.send_signal(number)
+
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Ask it to stop, unless it has ended already. Its exit code."""
-        self._process.send_signal(number)
+        self.tell(number)
+        return self.wait_until_ended()
+
+    def wait_until_ended(self) -> int:
+        """Its exit code, when it has one."""
         try:
             return self._process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+
 from corral import errors
 from corral.drivers import tasks
 from corral.drivers.http_client import Address, BackendGone, HttpClient
@@ -14,7 +15,6 @@ from corral.drivers.http_server import Exchange
 from corral.drivers.patrol import Patrol
 from corral.drivers.tasks import Bell
 from corral.formats import http1
-
 from tests.drivers.serving import serving
 
 GET = http1.request_head("GET", "/", [(b"host", b"x")])

@@ -119,6 +119,24 @@ def test_all_logs_together_stay_below_the_cap(tmp_path: Path, make_logs: MakeLog
     assert log.path.exists()
 
 
+def test_an_open_log_that_grows_makes_the_oldest_go(tmp_path: Path, make_logs: MakeLogs) -> None:
+    old = tmp_path / "llama-b" / "20260101_000000_server_gpu.log"
+    old.parent.mkdir()
+    old.write_bytes(b"x" * 1_000)
+    os.utime(old, (1, 1))
+    logs = make_logs(LogLimits(file_bytes_max=10_000, total_bytes_max=5_000))
+    log = logs.open("llama-a", "server")
+    log.write(b"first\n")
+    assert logs.flush(15)
+    assert old.exists()
+    for _ in range(3):
+        log.write(b"x" * 2_999 + b"\n")
+        assert logs.flush(15)
+    assert logs.stop()
+    assert not old.exists()
+    assert log.path.stat().st_size == 9_006
+
+
 def test_many_files_stay_below_their_number(tmp_path: Path, make_logs: MakeLogs) -> None:
     logs = make_logs(LogLimits(files_max=3))
     for _ in range(8):

@@ -68,12 +68,14 @@ def test_a_full_file_is_followed_by_the_next_and_no_line_is_lost_or_cut(
 ) -> None:
     sink = make_sink(tmp_path / "log.0", LogLimits(file_bytes_max=1000))
     lines = [b"%09d\n" % number for number in range(1000)]
+    descriptors = len(os.listdir("/proc/self/fd"))
     assert sink.append(lines[:700]) == 0
     assert sink.append(lines[700:]) == 0
     files = sorted(tmp_path.iterdir(), key=lambda path: int(path.suffix[1:]))
     assert [path.stat().st_size for path in files] == [1000] * 10
     assert b"".join(path.read_bytes() for path in files) == b"".join(lines)
     assert sink.path == files[-1]
+    assert len(os.listdir("/proc/self/fd")) == descriptors + 1
 
 
 def test_a_piece_larger_than_a_file_is_written_whole(tmp_path: Path, make_sink: MakeSink) -> None:
@@ -213,11 +215,11 @@ def test_a_pipe_with_a_slow_reader_loses_lines_and_stays_open(
         lost = sink.append(lines)
         assert 9_000 < lost < 10_000
         heard = b""
-        while piece := read_some(reader):
+        while (piece := read_some(reader)) is not None:
+            assert piece != b"", "the pipe was closed, which tells its reader that this was the end"
             heard += piece
         passes(1.1)
         assert sink.append([b"later\n"]) == 0
-        # Had the pipe been closed in between, its reader would have seen the end: b"" and not this.
         assert read_some(reader) in (b"later\n", b"\nlater\n")
         assert heard == b"".join(lines)[: len(heard)]
     finally:

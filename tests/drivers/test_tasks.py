@@ -6,6 +6,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 import pytest
+
 from corral.drivers.tasks import Bell, Strand, as_task, outcome, spawn
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+
 from corral.formats.status import ModelState
 from corral.policy.lifecycle import (
     DEATHS_MAX,

@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 
 import pytest
+
 from corral import errors
 from corral.formats.status import ModelState
 from corral.policy.scheduler import (

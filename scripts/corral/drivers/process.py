@@ -129,6 +129,7 @@ def spawn(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         bufsize=0,
+        start_new_session=True,
     )
     child = Child(popen, loop, on_output)
     reaper.watch(child.pid, child.died)

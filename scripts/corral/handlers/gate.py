@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from corral.catalogue import Catalogue, Model
-
 from corral import errors
+from corral.catalogue import Catalogue, Model
 from corral.drivers import clock
 from corral.drivers.http_client import HttpClient
 from corral.fleet import Fleet

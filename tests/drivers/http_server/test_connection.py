@@ -6,10 +6,10 @@ import socket
 import struct
 
 import pytest
+
 from corral import errors
 from corral.drivers.http_server import ClientGone, Exchange
 from corral.drivers.tasks import Bell
-
 from tests.drivers.serving import LIMITS, RawClient, serving
 
 GET = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"

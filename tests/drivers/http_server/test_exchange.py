@@ -3,9 +3,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+
 from corral.drivers.http_server import Exchange
 from corral.formats import http1
-
 from tests.drivers.serving import RawClient, serving
 
 

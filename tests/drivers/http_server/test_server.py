@@ -5,7 +5,6 @@ import dataclasses
 
 from corral.drivers.http_server import Exchange
 from corral.drivers.tasks import Bell
-
 from tests.drivers.serving import LIMITS, RawClient, serving
 
 GET = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -177,13 +177,10 @@ class MessageReader(ABC):
             size = found + 2 - self._at
             self._solid()
             return self._at + size
-        line_end = buffer.rfind(b"\n", self._searched)
-        if line_end >= 0:
-            self._line_at = line_end + 1
         limits = self._limits
         if (
-            # One more than the limit, since the last byte may be the CR of a line's end.
-            len(buffer) - self._line_at > limits.line_max_bytes + 1
+            self._long_line_came()
+            # One more than the limit, since the last byte may be the first of the empty line.
             or len(buffer) - self._at > limits.head_max_bytes + 1
             or grammar.BARE_LINE_END.search(buffer, self._searched)
             or (self._state is State.HEAD and self._opens_wrong(bytes(buffer[self._at : self._at + 5])))
@@ -191,6 +188,19 @@ class MessageReader(ABC):
             raise first_fault(block, bytes(buffer[self._at :]), limits)
         self._searched = max(self._at, len(buffer) - 3)
         return None
+
+    def _long_line_came(self) -> bool:
+        """Whether a line is too long, of those since the last one that had no end."""
+        start = self._line_at
+        buffer = self._buffer
+        line_end = buffer.rfind(b"\n", self._searched)
+        if line_end >= 0:
+            self._line_at = line_end + 1
+        line_max_bytes = self._limits.line_max_bytes
+        if len(buffer) - start <= line_max_bytes:
+            return False
+        lines = bytes(buffer[start:]).removesuffix(b"\r").split(b"\r\n")
+        return max(map(len, lines)) > line_max_bytes
 
     @abstractmethod
     def _opens_wrong(self, opening: bytes) -> bool:

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 
 # What `--cache-type-k` takes, and ggml's name for it.
 CACHE_TYPES: Mapping[str, str] = {
-    name: name.upper()
-    for name in ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
+    name: name.upper() for name in ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 }
 # The weights of a mixture's experts, and of an ordinary feed-forward layer.
 _EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
@@ -74,6 +73,21 @@ class LaunchOptions:
     prompt_cache_bytes_max: int | None = 8192 * MIB  # None: no limit
 
     @property
+    def sequences(self) -> int:
+        """How many requests it works on at a time."""
+        return self.slots or 4
+
+    @property
+    def shares_cache(self) -> bool:
+        """Whether the slots share one cache instead of having a part each."""
+        return self.unified_cache or not self.slots
+
+    @property
+    def outputs_per_slot(self) -> int:
+        """Of how many tokens the next one is computed at a time: drafted ones are all checked at once."""
+        return 1 + (self.drafted_tokens if self.draft or self.drafting else 0)
+
+    @property
     def predicts_ahead(self) -> bool:
         """Whether the model's own extra layers for multi-token prediction are loaded."""
         return "draft-mtp" in self.drafting
@@ -104,8 +118,6 @@ def read_options(argv: Sequence[str], environment: Mapping[str, str]) -> LaunchO
         if option.adds:
             value = values.get(option.field, ()) + value
         values[option.field] = value
-    if values.get("draft") is None and "draft" not in values and not values.get("drafting"):
-        values.pop("drafted_tokens", None)
     return LaunchOptions(**values)
 
 
@@ -179,6 +191,13 @@ def _first_layers(tensors: str) -> Callable[[str], tuple[Override, ...]]:
     return parse
 
 
+def _pooling(text: str) -> bool:
+    """A pooling type has the same effect as --embedding, all but "none", which has none."""
+    if text == "none":
+        raise ValueError(text)
+    return True
+
+
 def _kinds(text: str) -> frozenset[str]:
     return frozenset(text.split(",")) - {"none", ""}
 
@@ -219,6 +238,7 @@ _OPTIONS = (
     _Option("full_window_cache", _truth, "", "--swa-full", variable="SWA_FULL"),
     _Option("embedding", _truth, "", "--embedding --embeddings", variable="EMBEDDINGS"),
     _Option("embedding", _truth, "", "--rerank --reranking", variable="RERANKING"),
+    _Option("embedding", _pooling, "--pooling", variable="POOLING"),
     _Option("gpu_layers", _layers, "-ngl --gpu-layers --n-gpu-layers", variable="N_GPU_LAYERS"),
     _Option("gpu", _device, "-dev --device", variable="DEVICE"),
     _Option("split_mode", str, "-sm --split-mode", variable="SPLIT_MODE"),
@@ -226,12 +246,8 @@ _OPTIONS = (
     _Option("cache_on_gpu", _truth, "", "-kvo --kv-offload", "-nkvo --no-kv-offload", "KV_OFFLOAD"),
     _Option("overrides", _overrides, "-ot --override-tensor", variable="OVERRIDE_TENSOR", adds=True),
     _Option("overrides", _all_experts, "", "-cmoe --cpu-moe", variable="CPU_MOE", adds=True),
-    _Option(
-        "overrides", _first_layers(_EXPERTS), "-ncmoe --n-cpu-moe", variable="N_CPU_MOE", adds=True
-    ),
-    _Option(
-        "overrides", _first_layers(_FEED_FORWARD), "-ncffn --n-cpu-ffn", variable="N_CPU_FFN", adds=True
-    ),
+    _Option("overrides", _first_layers(_EXPERTS), "-ncmoe --n-cpu-moe", variable="N_CPU_MOE", adds=True),
+    _Option("overrides", _first_layers(_FEED_FORWARD), "-ncffn --n-cpu-ffn", variable="N_CPU_FFN", adds=True),
     _Option("offload_operations", _truth, "", "--op-offload", "--no-op-offload"),
     _Option("memory_map", _load_mode, "-lm --load-mode", variable="LOAD_MODE"),
     _Option("memory_map", _truth, "", "--mmap", "--no-mmap", "MMAP"),  # until version 0.7
