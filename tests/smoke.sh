@@ -73,11 +73,12 @@ say "the health server says that all is well"
 
 kill -INT -- "-$make_pid"
 wait_for "everything stops" "$STOP_TIMEOUT_S" gone
-# 130 is make's own word for Ctrl-C. It says anything else if the gateway failed.
+# Make itself dies of Ctrl-C (128 + 2) whatever the gateway does, but a gateway that failed is told with ***.
 code=0
 wait "$make_pid" || code=$?
-[ "$code" = 130 ] || die "Ctrl-C ended it with exit code $code"
 make_pid=
+[ "$code" = 130 ] || die "Ctrl-C ended it with exit code $code"
+! grep -qF '***' "$log" || die "the gateway did not end well"
 [ -z "$(left)" ] || die "still running: $(left)"
 [ "$(status "$health/ping")" = 000 ] || die "something still listens on the health port"
 say "Ctrl-C stops it, and nothing is left"

@@ -22,7 +22,8 @@ from pathlib import Path
 import corral
 from corral import errors, settings, welcome
 from corral.catalogue import Catalogue
-from corral.drivers import clock, gpu_probe, host_memory, process_facts, status_file, tasks
+from corral.drivers import clock, host_memory, process_facts, status_file, tasks
+from corral.drivers.gpu_probe import GpuProbe
 from corral.drivers.http_client import HttpClient
 from corral.drivers.http_server import HttpServer, ServerLimits
 from corral.drivers.key_file_store import KeyFileStore
@@ -90,15 +91,17 @@ class App:
         self._write_status()
         if self.settings.server.health_port != self.settings.server.port or not self.settings.server.port:
             self._spawn_health()
+        # The kernel takes connections from here on. Reading the headers of a folder full of models takes
+        # a while (50 ms for a large vocabulary, measured), and whoever asks meanwhile simply waits.
+        sockets = listen_sockets(self.settings.server.host, self.settings.server.port)
+        self.port = sockets[0].getsockname()[1]
         self.key_store.load()
-        self.catalogue = catalogue(self.settings)
+        self.catalogue = await asyncio.to_thread(catalogue, self.settings)
         for warning in (*self.settings.warnings, *self.catalogue.warnings):
             log.warning("%s", warning)
         self.fleet = self._build_fleet()
         self.gate = self._build_gate()
         self.server = self._build_server()
-        sockets = listen_sockets(self.settings.server.host, self.settings.server.port)
-        self.port = sockets[0].getsockname()[1]
         await self.server.listen(sockets)
         self.phase = Phase.SERVING
         self.fleet.preload(self._preloads())
@@ -189,7 +192,7 @@ class App:
         )
         if access.enabled and not len(ring):
             log.error(
-                "there are NO KEYS in %s, so every request gets 401. Make one: python3 scripts/keys.py generate NAME",
+                "NO KEYS in %s: every request gets 401. Make one: python3 scripts/keys.py generate NAME",
                 access.keys_file,
             )
         return ring
@@ -294,7 +297,8 @@ class App:
 
 def hardware() -> str:
     """What the models run on, in words."""
-    gpus = gpu_probe.detect()
+    probe = GpuProbe.open()
+    gpus = probe.read() if probe is not None else ()
     if gpus:
         return ", ".join(f"{gpu.name} ({welcome.size(gpu.total_bytes)})" for gpu in gpus)
     memory = host_memory.read()

@@ -76,14 +76,6 @@ def test_many_chats_at_once_through_the_asynchronous_client(corral: Corral) -> N
     assert asyncio.run(all_of_them()) == [SCRIPT] * 10
 
 
-def test_leaving_a_stream_early_stops_the_model(client: openai.OpenAI, corral: Corral) -> None:
-    with client.chat.completions.create(
-        model="demo", messages=ASKED, stream=True, extra_body={"ignore_eos": True}
-    ) as stream:
-        next(iter(stream))
-    wait_until(lambda: metric(corral, "router_active_requests", model="demo") == 0, "its slot is free", 1.0)
-
-
 def test_a_text_is_completed(client: openai.OpenAI) -> None:
     completion = client.completions.create(model="demo", prompt="Once upon a time", max_tokens=500)
     assert completion.choices[0].text == SCRIPT

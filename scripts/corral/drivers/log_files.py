@@ -1,7 +1,8 @@
 """Every log file of the system, behind one thread: requests hand over lines and never wait for a disk.
 
-A request must not feel its own log line. `write` puts the bytes into a bounded queue (measured:
-0.6 µs); one thread gathers what has come for a moment and writes it with one call per file. If the disk is slower than the traffic, the queue stays bounded and lines are dropped and counted.
+A request must not feel its own log line. `write` puts the bytes into a bounded queue (measured: 0.6 µs);
+one thread gathers what has come for a moment and writes it with one call per file. If the disk is slower
+than the traffic, the queue stays bounded and lines are dropped and counted.
 
     api_access.log                          appended to; a full one is renamed api_access.STAMP_HOST.log
     FOLDER/YYYYMMDD_HHMMSS_KIND_HOST.log    one for each start, in UTC; latest.txt links to the newest

@@ -18,7 +18,7 @@ import logging
 import math
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from corral import errors
 from corral.drivers import clock, tasks
@@ -139,6 +139,35 @@ class Fleet:
                 self._models[name].settled = True
                 log.warning("%s is not preloaded: %d models are the most at a time", name, self._models_max)
         self._on_change()
+
+    async def load(self, name: str) -> None:
+        """Bring a model up, as a request for it would, and return when it is ready to serve."""
+        async with self.lease(name, f"load of {name}"):
+            pass
+
+    def eject(self, name: str) -> bool:
+        """Unload a model once what runs on it is through. False: there is nothing to unload."""
+        model = self._models[name]
+        if model.state in (ModelState.STARTING, ModelState.LOADING):
+            self._move(model, Event.STOP)
+        elif model.state is ModelState.READY:
+            self._carry_out(self._scheduler.eject(name))
+        return model.state in RESIDENT
+
+    def reset(self, name: str) -> ManagedModel | None:
+        """Forgive a model its deaths, so that it is tried again. What it was forgiven, or None."""
+        model = self._models[name]
+        if model.state not in (ModelState.FAILED, ModelState.BACKOFF):
+            return None
+        before = replace(model)
+        model.deaths, model.died_loading, model.last_words = Deaths(), False, ""
+        self._move(model, Event.RESET)
+        return before
+
+    def failed(self) -> list[ManagedModel]:
+        """The models that were given up, or wait for their next try."""
+        wrong = (ModelState.FAILED, ModelState.BACKOFF)
+        return [replace(model) for model in self._models.values() if model.state in wrong]
 
     # From the clock ----------------------------------------------------------------------------
 

@@ -31,8 +31,8 @@ SCRIPT = """\
 Hello! I am the demo model that comes with Corral. I can't think, and this text is all I know, but \
 every token of it went through the real llama.cpp engine, as a big model's tokens would.
 
-To put a real model in my place, copy a .gguf file into data/models/ and ask for it by its file name \
-without .gguf; GET /v1/models lists what is there. Over to you!"""
+To put a real model in my place, copy a .gguf file into data/models/, start Corral again, and ask for \
+it by its file name without .gguf; GET /v1/models lists what is there. Over to you!"""
 PARAGRAPH = "\n\n"  # goes between two recitals when the client forbids the end (`ignore_eos`)
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

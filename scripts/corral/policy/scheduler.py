@@ -159,6 +159,10 @@ class Scheduler:
         """Nobody can be served by this model soon: tell everybody who waits for it."""
         return [Refuse(ticket, error) for ticket in self.waiting(model)]
 
+    def eject(self, model: str) -> list[Action]:
+        """Somebody wants this ready model off the machine: at once if it is idle, else when it is through."""
+        return self._take_away(model, "eject")
+
     def unload_idle(self, now: float, idle_timeout_s: float) -> list[Action]:
         """Time has passed: models that have had nothing to do for so long go."""
         actions: list[Action] = []

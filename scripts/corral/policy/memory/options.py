@@ -8,6 +8,7 @@ known under all their names, since nobody knows which version will run.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ CACHE_TYPES: Mapping[str, str] = {
 # The weights of a mixture's experts, and of an ordinary feed-forward layer.
 _EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 _FEED_FORWARD = r"\.ffn_(up|down|gate)\."
+_DEVICE = re.compile(r"[A-Za-z]+([0-9]{1,2})")  # CUDA0, Vulkan1
 # No model has more layers (LLAMA_MAX_LAYERS), so a larger count for --n-cpu-moe says no more.
 _LAYERS_MAX = 512
 MIB = 1 << 20
@@ -34,8 +36,8 @@ class Override(NamedTuple):
     @property
     def device(self) -> int | None:
         """Which GPU that is, counted from 0; None is the host."""
-        number = self.buffer.removeprefix("CUDA")
-        return int(number) if number != self.buffer and number.isdecimal() else None
+        numbered = _DEVICE.fullmatch(self.buffer)
+        return int(numbered[1]) if numbered else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,276 @@
+"""How many bytes a llama-server will take, on each GPU and on the host, before it is started.
+
+Weights, caches and states are exact, from the file's tensor table and the options. Intermediate
+results are within a few per cent. What lies outside llama.cpp's own books is a flat sum: a CUDA context
+with its libraries, the process itself, and the image half of a multimodal model.
+
+A prediction is not bound to a place. Ask it for any layout: all on one GPU, spread over several, some
+layers on the host, or no GPU at all; asking costs little, so a search for what fits may ask often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
+
+from corral.formats.gguf import Gguf
+from corral.policy.memory.cache import cache_bytes, state_bytes
+from corral.policy.memory.compute import Compute, compute_bytes, output_buffer_bytes
+from corral.policy.memory.layout import Layout, wanted_layout
+from corral.policy.memory.options import MIB, LaunchOptions
+from corral.policy.memory.run import Run, plan_run
+from corral.policy.memory.shape import Shape, read_shape, whole
+from corral.policy.memory.weights import Weights, read_weights
+
+# A CUDA context with cuBLAS: 250 to 320 MiB, more on newer cards.
+CONTEXT_BYTES = 320 * MIB
+# A llama-server without a model: 18 to 25 MB resident, of which the program itself is half.
+PROCESS_BYTES = 25_000_000
+# Measured between 32,000 and 256,000 words: strings, ids and the two tables between them.
+WORD_BYTES = 160
+# The image half is loaded whole and needs room to compute: 1.4 times its file.
+PROJECTOR_PERCENT = 140
+# With several GPUs that have all layers, each keeps four batches' inputs, to work on them in turns.
+PIPELINE_COPIES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceBytes:
+    """What lies on one GPU, by kind."""
+
+    weights: int = 0
+    cache: int = 0
+    state: int = 0
+    compute: int = 0
+    context: int = 0
+    projector: int = 0
+    draft: int = 0
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+class HostBytes(NamedTuple):
+    """What lies in the host's memory.
+
+    Mapped bytes are the file's own pages: the system may drop and read them again, so whoever is short
+    of memory may count them or not. Anonymous ones are the process's alone. The prompt cache starts
+    empty and grows with use, up to what --cache-ram allows (None: without a limit).
+    """
+
+    mapped_bytes: int
+    anonymous_bytes: int
+    prompt_cache_bytes_max: int | None
+
+    @property
+    def total(self) -> int:
+        return self.mapped_bytes + self.anonymous_bytes
+
+
+class Row(NamedTuple):
+    """One line of an explanation."""
+
+    place: str
+    what: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    model: Gguf
+    options: LaunchOptions
+    shape: Shape
+    run: Run
+    weights: Weights
+    cache: tuple[int, ...]  # by layer
+    state: tuple[int, ...]
+    compute: Compute
+    projector_bytes: int
+    draft: Prediction | None
+
+    @property
+    def layers(self) -> int:
+        return len(self.shape.layers)
+
+    def layout(self, devices: int) -> Layout:
+        """What the options ask for on a machine with so many GPUs."""
+        return wanted_layout(self.options, self.layers, devices)
+
+    def with_options(self, options: LaunchOptions) -> Prediction:
+        """The same files, started differently."""
+        own = _predicted(self.model, options)
+        draft = self.draft.with_options(options.for_draft()) if self.draft else None
+        return replace(own, projector_bytes=self.projector_bytes, draft=draft)
+
+    # On GPUs --------------------------------------------------------------------------------------
+
+    def device_bytes(self, layout: Layout) -> tuple[DeviceBytes, ...]:
+        """What each GPU of the layout will hold."""
+        computing = self._device_compute(layout)
+        draft = self._draft_bytes(layout)
+        projector = self.projector_bytes if self.options.projector_on_gpu else 0
+        return tuple(
+            DeviceBytes(
+                weights=self._device_weights(layout, device),
+                cache=self._on_device(self.cache, layout, device) if self.options.cache_on_gpu else 0,
+                state=self._on_device(self.state, layout, device) if self.options.cache_on_gpu else 0,
+                compute=computing[device],
+                context=CONTEXT_BYTES,
+                projector=projector if device == 0 else 0,
+                draft=draft[device],
+            )
+            for device in range(len(layout.shares))
+        )
+
+    def total_device_bytes(self, layout: Layout) -> int:
+        return sum(device.total for device in self.device_bytes(layout))
+
+    def _device_weights(self, layout: Layout, device: int) -> int:
+        layers = tuple(block.bytes for block in self.weights.layers)
+        output = self.weights.output.bytes + self.weights.tied_bytes
+        pinned = self.weights.pinned[device] if device < len(self.weights.pinned) else 0
+        return self._on_device((*layers, output), layout, device) + pinned
+
+    def _on_device(self, sizes: Sequence[int], layout: Layout, device: int) -> int:
+        """Of these layers' bytes, those that lie on this GPU."""
+        places = [layout.device_of(index, self.layers) for index in range(len(sizes))]
+        if self.options.split_mode in ("row", "tensor"):
+            # Not whole layers but parts of each go to every GPU.
+            on_any = sum(size for size, place in zip(sizes, places, strict=True) if place is not None)
+            return round(on_any * layout.shares[device] / (sum(layout.shares) or 1))
+        return sum(size for size, place in zip(sizes, places, strict=True) if place == device)
+
+    def _device_compute(self, layout: Layout) -> list[int]:
+        sizes = [0] * len(layout.shares)
+        for index in range(self.layers + 1):
+            device = layout.device_of(index, self.layers)
+            if device is not None:
+                is_output = index == self.layers
+                size = self.compute.device_output_bytes if is_output else self.compute.device_layers_bytes
+                sizes[device] = max(sizes[device], size)
+        if sizes and self.options.offload_operations and (borrowed := self._borrowed_bytes(layout)):
+            # Large batches are computed on the first GPU even for layers on the host: it borrows their
+            # weights, one matrix at a time.
+            sizes[0] = max(sizes[0], self.compute.device_layers_bytes) + borrowed
+        if self._is_pipelined(layout):
+            sizes = [size + (PIPELINE_COPIES - 1) * self.compute.inputs_bytes * bool(size) for size in sizes]
+        return [size * (2 if self.options.predicts_ahead else 1) for size in sizes]
+
+    def _borrowed_bytes(self, layout: Layout) -> int:
+        """The largest matrix that stays on the host."""
+        blocks = (*self.weights.layers, self.weights.output)
+        return max(
+            block.largest_bytes if layout.device_of(index, self.layers) is None else block.largest_host_bytes
+            for index, block in enumerate(blocks)
+        )
+
+    def _is_pipelined(self, layout: Layout) -> bool:
+        several = sum(share > 0 for share in layout.shares) > 1
+        usual = self.options.split_mode == "layer" and not self.options.overrides
+        return several and usual and self.options.cache_on_gpu and layout.gpu_layers > self.layers
+
+    def _draft_bytes(self, layout: Layout) -> list[int]:
+        if self.draft is None:
+            return [0] * len(layout.shares)
+        wanted = wanted_layout(self.draft.options, self.draft.layers, len(layout.shares))
+        own = self.draft.device_bytes(wanted._replace(shares=layout.shares))
+        return [device.total - device.context for device in own]
+
+    # On the host ----------------------------------------------------------------------------------
+
+    def host_bytes(self, layout: Layout) -> HostBytes:
+        """What the host's memory will hold beside the GPUs of the layout."""
+        mapped, copied = self._host_weights(layout)
+        anonymous = copied + self._host_cache(layout) + self._host_compute(layout)
+        anonymous += output_buffer_bytes(self.shape, self.options, self.run)
+        anonymous += PROCESS_BYTES + WORD_BYTES * self.shape.vocabulary
+        if not (layout.shares and self.options.projector_on_gpu):
+            anonymous += self.projector_bytes
+        if self.draft is not None:
+            wanted = wanted_layout(self.draft.options, self.draft.layers, len(layout.shares))
+            draft = self.draft.host_bytes(wanted)
+            mapped, anonymous = mapped + draft.mapped_bytes, anonymous + draft.anonymous_bytes - PROCESS_BYTES
+        return HostBytes(mapped, anonymous, self.options.prompt_cache_bytes_max)
+
+    def total_host_bytes(self, layout: Layout) -> int:
+        return self.host_bytes(layout).total
+
+    def _host_weights(self, layout: Layout) -> tuple[int, int]:
+        """Bytes of the file that stay mapped, and bytes of copies."""
+        plain, repacked = self.weights.input_bytes, 0
+        for index, block in enumerate((*self.weights.layers, self.weights.output)):
+            on_host = layout.device_of(index, self.layers) is None
+            plain += block.host_bytes + (block.bytes if on_host else 0)
+            repacked += block.repacked_bytes if on_host else 0
+        if layout.shares or not self.options.repack:
+            repacked = 0  # beside a GPU weights stay as they are, ready to be lent to it
+        elif self.weights.tied_repacked:
+            # The output matrix is rearranged, and the token embeddings can't be.
+            plain += 0 if self.options.memory_map else self.weights.tied_bytes
+            repacked += self.weights.tied_bytes
+        return (plain, repacked) if self.options.memory_map else (0, plain)
+
+    def _host_cache(self, layout: Layout) -> int:
+        kept = tuple(cache + state for cache, state in zip(self.cache, self.state, strict=True))
+        if not self.options.cache_on_gpu:
+            return sum(kept)
+        return sum(size for index, size in enumerate(kept) if layout.device_of(index, self.layers) is None)
+
+    def _host_compute(self, layout: Layout) -> int:
+        blocks = (*self.weights.layers, self.weights.output)
+        computes = any(block.host_bytes for block in blocks) or layout.gpu_layers <= self.layers
+        size = self.compute.host_layers_bytes if computes else self.compute.host_inputs_bytes
+        return size * (2 if self.options.predicts_ahead else 1)
+
+    # For people -----------------------------------------------------------------------------------
+
+    def explain(self, layout: Layout) -> tuple[Row, ...]:
+        """Where the bytes go, line by line; what takes nothing is left out."""
+        rows = [
+            Row(f"GPU {number}", field.name, getattr(device, field.name))
+            for number, device in enumerate(self.device_bytes(layout))
+            for field in fields(device)
+        ]
+        mapped, anonymous, _ = self.host_bytes(layout)
+        cache = self._host_cache(layout)
+        rows += [
+            Row("host", "weights, mapped from the file", mapped),
+            Row("host", "cache and state", cache),
+            Row("host", "everything else", anonymous - cache),
+        ]
+        return tuple(row for row in rows if row.bytes)
+
+
+def predict(
+    model: Sequence[Gguf],
+    options: LaunchOptions,
+    *,
+    projector: Gguf | None = None,
+    draft: Sequence[Gguf] = (),
+) -> Prediction:
+    """What a model of these files (one, or all shards) will take, with the files that its flags name."""
+    own = _predicted(whole(model), options)
+    return replace(
+        own,
+        projector_bytes=projector.size_bytes * PROJECTOR_PERCENT // 100 if projector else 0,
+        draft=_predicted(whole(draft), options.for_draft()) if draft else None,
+    )
+
+
+def _predicted(model: Gguf, options: LaunchOptions) -> Prediction:
+    shape = read_shape(model)
+    run = plan_run(shape, options)
+    return Prediction(
+        model=model,
+        options=options,
+        shape=shape,
+        run=run,
+        weights=read_weights(model, shape, options),
+        cache=cache_bytes(shape, options, run),
+        state=state_bytes(shape, options, run),
+        compute=compute_bytes(shape, options, run),
+        projector_bytes=0,
+        draft=None,
+    )
