@@ -75,11 +75,11 @@ def main(argv: list[str]) -> None:
     faults = read_faults(options)
     journal = Journal(os.environ.get("STAND_IN_LOG"), options["--alias"])
     is_faulty = journal.starts() < faults.get("faulty_starts", sys.maxsize)
-    logged = {name: value for name, value in os.environ.items() if name.startswith(LOGGED_ENVIRONMENT)}
-    journal.write("start", argv=argv, port=int(options["--port"]), env=logged, env_names=sorted(os.environ))
     if faults.get("ignore_sigterm"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     server = Server(options, faults, journal)
+    logged = {name: value for name, value in os.environ.items() if name.startswith(LOGGED_ENVIRONMENT)}
+    journal.write("start", argv=argv, port=server.port, env=logged, env_names=sorted(os.environ))
     say(f"srv    load_model: loading model '{options['--model']}'")
     threading.Thread(target=server.load, args=(is_faulty,), daemon=True).start()
     server.serve()
@@ -177,9 +177,12 @@ class Server:
         self.is_ready = False
         self.predicted = 0
         self._is_leaving = False
-        host = options["--host"]
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listener = socket.create_server((host, int(options["--port"])), family=family, backlog=512)
+        self._host = options["--host"]
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        address = (self._host, int(options["--port"]))
+        self._listener = socket.create_server(address, family=family, backlog=512)
+        # With --port 0 the kernel has chosen.
+        self.port: int = self._listener.getsockname()[1]
 
     def load(self, is_faulty: bool) -> None:
         time.sleep(self.faults.get("load_s", 0))
@@ -191,8 +194,8 @@ class Server:
             os._exit(self.faults["exit_code"])
         if not self.faults.get("never_ready"):
             self.is_ready = True
-            host, port = self._listener.getsockname()[:2]
-            say(f"srv  llama_server: model loaded\nsrv  llama_server: listening on http://{host}:{port}")
+            say("srv  llama_server: model loaded")
+            say(f"srv  llama_server: listening on http://{self._host}:{self.port}")
 
     def serve(self) -> None:
         if not self.faults.get("ignore_sigterm"):

@@ -145,6 +145,9 @@ class Corral:
             "DATA_DIR": str(self.data),
             "RUNTIME_DIR": str(directory / "run"),
             "LLAMA_SERVER_PATH": str(engine),
+            # llama.cpp's threads wait for one another in a busy loop. Two of them on a machine that is also
+            # doing something else fall from thousands of tokens a second to a few (measured).
+            "THREADS": "1",
             "GATEWAY_PORT": str(free_port()),
             "PORT_HEALTH": str(free_port()),
             **(environment or {}),

@@ -26,6 +26,7 @@ from corral.drivers.patrol import Patrol
 from corral.drivers.status_file import Fault, StatusReader, writer_alive
 from corral.formats import http1, openai, sse
 from corral.formats.status import (
+    HEARTBEAT_S,
     PING_CODES,
     ServerState,
     StatusDocument,
@@ -38,9 +39,8 @@ from corral.formats.status import (
 
 # The gateway replaces the file at least every 5 s; after three times that it hangs.
 STALE_AFTER_S = 15.0
-# How often an open stream looks at the file, and how often it shows that it is open.
+# How often an open stream looks at the file.
 STREAM_POLL_S = 0.25
-HEARTBEAT_S = 30.0
 # Where the kernel doesn't end us together with the gateway, we look for it this often.
 GATEWAY_POLL_S = 1.0
 
@@ -58,11 +58,6 @@ METHODS = ("GET", "HEAD")
 JSON_TYPE = (b"content-type", b"application/json")
 # No cache between a platform and us may answer for us.
 NO_STORE = (b"cache-control", b"no-store")
-STREAM_HEADERS = (
-    (b"content-type", sse.CONTENT_TYPE.encode()),
-    (b"cache-control", b"no-cache, no-transform"),
-    (b"x-accel-buffering", b"no"),
-)
 
 
 class Answer(NamedTuple):
@@ -137,7 +132,7 @@ class Health:
 
     async def _stream(self, exchange: Exchange) -> None:
         """Everything at once, then what changes, until the client leaves."""
-        exchange.start(200, STREAM_HEADERS)
+        exchange.start(200, sse.HEADERS)
         if exchange.head.method == "HEAD":
             exchange.finish()
             return

@@ -15,10 +15,10 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 MIB = 1 << 20
 # The library is found by the dynamic loader, once for each process: so each look is a process of its own.
 LOOK = """
-import json, sys
+import dataclasses, json
 from corral.drivers.gpu_probe import GpuProbe
 probe = GpuProbe.open()
-print(json.dumps(None if probe is None else [reading._asdict() for reading in probe.read()]))
+print(json.dumps(None if probe is None else [dataclasses.asdict(reading) for reading in probe.read()]))
 """
 
 

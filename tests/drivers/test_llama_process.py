@@ -23,7 +23,6 @@ from corral.drivers.llama_process import (
     exit_in_words,
 )
 from corral.drivers.log_files import LogFiles
-from corral.drivers.ports import lowest_free_port
 from corral.drivers.reaper import Reaper
 from corral.formats.demo_models import demo
 from tests.stand_in_launcher import read_events, write_launcher
@@ -145,9 +144,8 @@ class Herd:
         return self._started[-1]
 
     def stand_in(self, **faults: Any) -> LlamaProcess:
-        port = lowest_free_port(18_500, 18_900)
-        argv = [str(self._launcher), "--alias", "m", "--port", str(port), "--stand-in", json.dumps(faults)]
-        return self.start(argv)
+        options = ["--alias", "m", "--port", "0", "--stand-in", json.dumps(faults)]
+        return self.start([str(self._launcher), *options])
 
     async def until_said(self, process: LlamaProcess, words: str) -> None:
         await eventually(lambda: any(words in line for line in process.tail()), f"it says {words!r}")
@@ -353,7 +351,7 @@ def llama_server() -> str:
 
 def test_the_real_one_with_a_missing_model_exits_1_and_says_which(run: Run, llama_server: str) -> None:
     async def scenario(herd: Herd) -> None:
-        process = herd.start([llama_server, "-m", "/nowhere/m.gguf", "--port", "18499"])
+        process = herd.start([llama_server, "-m", "/nowhere/m.gguf", "--port", "0"])
         assert await process.exited == 1
         assert any("'/nowhere/m.gguf'" in line for line in process.tail(5))
 
@@ -366,10 +364,10 @@ def test_the_real_one_loads_answers_and_leaves_on_sigterm(
     async def scenario(herd: Herd) -> None:
         model = tmp_path / "demo.gguf"
         model.write_bytes(demo())
-        port = lowest_free_port(18_500, 18_900)
-        process = herd.start([llama_server, "-m", str(model), "-c", "512", "--port", str(port)])
+        process = herd.start([llama_server, "-m", str(model), "-c", "512", "--port", "0"])
         await herd.until_said(process, "listening on")
-        with socket.create_connection(("127.0.0.1", port or 0), timeout=15) as client:
+        port = int(process.tail(1)[0].rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), timeout=15) as client:
             client.sendall(b"GET /health HTTP/1.0\r\n\r\n")
             assert client.recv(100).startswith(b"HTTP/1.1 200 ")
         assert await process.stop() == 0

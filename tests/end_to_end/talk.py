@@ -52,6 +52,12 @@ def events(body: bytes) -> list[Any]:
     return [line if line == DONE else json.loads(line) for line in lines if not line.startswith(":")]
 
 
+def last_event(body: bytes) -> Any:
+    """The last event of a stream that was broken off, perhaps in the middle of the one before."""
+    assert body.endswith(b"\n\n"), "the stream ends inside an event"
+    return json.loads(body.split(b"\n\n")[-2].removeprefix(b"data: "))
+
+
 def next_event(stream: http.client.HTTPResponse) -> Any:
     """The next event of a stream that goes on."""
     line = stream.readline()
@@ -81,20 +87,23 @@ def is_in_state(corral: Corral, state: str, model: str = "demo") -> bool:
 
 def busy_slots(corral: Corral, model: str = "demo") -> int:
     """How many slots of a loaded model work just now, as its llama-server tells it."""
-    port = model_status(corral, model)["port"]
-    return sum(slot["is_processing"] for slot in ask(f"http://127.0.0.1:{port}/slots").json())
+    status = model_status(corral, model)
+    if status["status"] != "ready":
+        return 0
+    return sum(slot["is_processing"] for slot in ask(f"http://127.0.0.1:{status['port']}/slots").json())
+
+
+def engine_log(corral: Corral, model: str = "demo") -> str:
+    """What a model's newest llama-server has said."""
+    return (corral.data / "logs" / f"llama-{model}" / "latest.txt").read_text(errors="replace")
 
 
 def metric(corral: Corral, name: str, **labels: str) -> float:
     """The sum of a metric over all series with these labels."""
     wanted = labels.items()
-    samples = [
-        sample
-        for family in prometheus_text.parse(ask(f"{corral.url}/metrics").body)
-        for sample in family.samples
-        if sample.name == name
-    ]
-    assert samples, f"/metrics has no {name}"
+    families = prometheus_text.parse(ask(f"{corral.url}/metrics").body)
+    assert any(name.startswith(family.name) for family in families), f"/metrics has no {name}"
+    samples = (sample for family in families for sample in family.samples if sample.name == name)
     return sum(sample.value for sample in samples if wanted <= dict(sample.labels).items())
 
 

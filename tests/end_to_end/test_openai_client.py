@@ -44,7 +44,9 @@ def test_a_chat_is_answered(client: openai.OpenAI) -> None:
     assert choice.finish_reason == "stop"
     assert completion.model == "demo"
     assert completion.usage is not None
-    assert completion.usage.total_tokens == completion.usage.prompt_tokens + completion.usage.completion_tokens
+    assert (
+        completion.usage.total_tokens == completion.usage.prompt_tokens + completion.usage.completion_tokens
+    )
 
 
 def test_a_chat_is_streamed_token_by_token(client: openai.OpenAI) -> None:
@@ -103,9 +105,10 @@ def test_a_client_sees_the_id_of_its_request(client: openai.OpenAI) -> None:
 
 
 def test_a_wrong_key_is_an_authentication_error(corral: Corral) -> None:
-    with client_with(corral, "sk-not-a-key-of-this-place") as client, pytest.raises(
-        openai.AuthenticationError
-    ) as caught:
+    with (
+        client_with(corral, "sk-not-a-key-of-this-place") as client,
+        pytest.raises(openai.AuthenticationError) as caught,
+    ):
         client.models.list()
     assert caught.value.code == "invalid_api_key"
     assert caught.value.type == "authentication_error"

@@ -6,7 +6,9 @@ the fleet hears of it within that very call. So every interleaving can be writte
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
 
 import pytest
 
@@ -15,11 +17,11 @@ from corral.drivers import clock, tasks
 from corral.drivers.http_client import Address
 from corral.drivers.http_server import ClientGone
 from corral.fleet import Engine, EngineDied, Fleet, Lease
-from corral.formats import prometheus_text
-from corral.formats.status import ModelState
 from corral.metrics import Metrics
+from corral.policy.liveness import Sample
 from corral.policy.scheduler import ModelLimits
-from tests.in_a_loop import turns
+from tests.in_a_loop import DEADLINE_S, turns
+from tests.waiting import eventually
 
 FIRST_PORT = 9001
 LOG_TAIL = ["loading", "no such tensor"]
@@ -40,6 +42,23 @@ class FakeEngine:
     @property
     def pid(self) -> int:
         return self.address.port * 10
+
+    @property
+    def alive(self) -> bool:
+        return self._ending is None
+
+    @property
+    def stopped(self) -> bool:
+        return self.stops > 0
+
+    async def says_healthy(self) -> bool:
+        return True
+
+    async def sample(self) -> Sample:
+        return Sample(0.0, (), 0.0, 0)
+
+    def kill(self, reason: str) -> None:
+        self.ends(reason)
 
     async def until_ready(self) -> None:
         while not self._is_ready:
@@ -93,13 +112,17 @@ class FakeEngines:
         self.started.append(engine)
         return engine
 
+    @property
+    def waiting(self) -> int:
+        return len(self._bells)
+
     def go_on(self) -> None:
         """Let the oldest start that takes its time come to its end."""
         self._bells.pop(0).ring()
 
     def of(self, model: str) -> FakeEngine:
         """The newest engine of a model."""
-        return next(engine for engine in reversed(self.started) if engine.model == model)
+        return [engine for engine in self.started if engine.model == model][-1]
 
 
 class Client:
@@ -168,7 +191,7 @@ class Herd:
         monkeypatch.setattr(clock, "monotonic", lambda: self.now)
         self.engines = FakeEngines()
         self.metrics = Metrics("test", 0.0)
-        self.changes = 0
+        self.on_change: Callable[[], None] = lambda: None
         limits = models or {"a": 1, "b": 1, "c": 1}
         self.fleet = Fleet(
             {name: ModelLimits(slots, name in pinned, queue_max) for name, slots in limits.items()},
@@ -177,15 +200,15 @@ class Herd:
             models_max=models_max,
             idle_timeout_s=idle_timeout_s,
             queue_timeout_s=queue_timeout_s,
-            on_change=self._changed,
+            on_change=lambda: self.on_change(),
         )
         self.models = tuple(limits)
-
-    def _changed(self) -> None:
-        self.changes += 1
+        self.clients: list[Client] = []
 
     def ask(self, model: str, name: str = "request") -> Client:
-        return Client(self.fleet, model, name)
+        client = Client(self.fleet, model, name)
+        self.clients.append(client)
+        return client
 
     async def ready(self, model: str) -> FakeEngine:
         """Have the model loaded by a request that is then over; its engine."""
@@ -214,21 +237,60 @@ class Herd:
         return None
 
     def check_nothing_is_held(self) -> None:
-        """No place in a queue, no slot and no lease is left when every request is over."""
+        """When every request is over, no place in a queue, no slot and no lease is left."""
+        assert all(client.is_over for client in self.clients)
         assert {name: self.fleet.queue_depth(name) for name in self.models} == dict.fromkeys(self.models, 0)
         assert {name: self.fleet.running(name) for name in self.models} == dict.fromkeys(self.models, 0)
         assert self.fleet.active == 0
         assert not self.fleet._leases
-        assert prometheus_text.render(self.metrics.families())
+
+    async def stop(self) -> None:
+        """Stop the fleet. Processes that are told to end do so, and starts come to theirs."""
+        stopped = tasks.outcome(self.fleet.stop())
+        await eventually(lambda: self._let_end() or stopped.done(), "the fleet has stopped")
+        await stopped
+
+    def _let_end(self) -> None:
+        while self.engines.waiting:
+            self.engines.go_on()
+        for engine in self.engines.started:
+            if engine.stops and engine.is_alive:
+                engine.ends("exit code 0")
+
+    async def close(self) -> None:
+        """Everybody goes, everything ends."""
+        for client in self.clients:
+            client.goes()
+        await turns()
+        await self.stop()
 
 
-RESIDENT_WORDS = {
-    state.value
-    for state in (
-        ModelState.STARTING,
-        ModelState.LOADING,
-        ModelState.READY,
-        ModelState.DRAINING,
-        ModelState.STOPPING,
-    )
-}
+Scenario = Callable[[Herd], Coroutine[Any, Any, None]]
+
+
+def play(herd: Herd, scenario: Scenario) -> Coroutine[Any, Any, None]:
+    """The scenario; then everybody who is still there leaves, and nothing may be left of them."""
+
+    async def played() -> None:
+        try:
+            await scenario(herd)
+        finally:
+            await herd.close()
+        herd.check_nothing_is_held()
+        assert not any(engine.is_alive for engine in herd.engines.started)
+
+    return asyncio.wait_for(played(), DEADLINE_S)
+
+
+def with_herd(
+    models: Mapping[str, int] | None = None, **options: Any
+) -> Callable[[Scenario], Callable[[pytest.MonkeyPatch], None]]:
+    """A test of a herd. Whatever else it asserts, at its end no slot may have leaked."""
+
+    def decorate(scenario: Scenario) -> Callable[[pytest.MonkeyPatch], None]:
+        def test(monkeypatch: pytest.MonkeyPatch) -> None:
+            asyncio.run(play(Herd(monkeypatch, models, **options), scenario))
+
+        return test
+
+    return decorate

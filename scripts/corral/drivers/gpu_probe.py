@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +23,8 @@ log = logging.getLogger(__name__)
 DEVICES_MAX = 256
 
 
-class GpuReading(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class GpuReading:
     """One device at one moment."""
 
     uuid: str

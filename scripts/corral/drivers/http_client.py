@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from corral import errors
@@ -40,6 +41,10 @@ class Address(NamedTuple):
 
 class BackendGone(errors.UpstreamError):
     """The backend closed the connection, or refused it, before a byte of its answer came."""
+
+
+# Asked what a long silence means; it answers later, by `wait_on` or `give_up`.
+OnSilence = Callable[["ClientConnection"], None]
 
 
 class Sink(Protocol):
@@ -119,6 +124,8 @@ class ClientConnection(asyncio.Protocol):
         self._poured = False
         self._paused = False
         self._silence_s = math.inf
+        self._on_silence: OnSilence | None = None
+        self._suspected = False
         self._deadline = math.inf
 
     # From the event loop -----------------------------------------------------------------------
@@ -132,6 +139,7 @@ class ClientConnection(asyncio.Protocol):
             self.abort()  # bytes that no request asked for: this connection can't be trusted
             return
         self._heard = True
+        self._suspected = False
         self._deadline = clock.monotonic() + self._silence_s
         self._reader.feed(data)
         if self._sink is not None:
@@ -168,13 +176,15 @@ class ClientConnection(asyncio.Protocol):
 
     # One request -------------------------------------------------------------------------------
 
-    async def ask(self, method: str, data: bytes, silence_s: float) -> Answer:
+    async def ask(
+        self, method: str, data: bytes, silence_s: float, on_silence: OnSilence | None = None
+    ) -> Answer:
         """Send a request; return when the head of its answer is here."""
         self._heard = False
         if self.transport.is_closing():
             raise self._lost(None)
         self._answering, self._poured = True, False
-        self._silence_s = silence_s
+        self._silence_s, self._on_silence = silence_s, on_silence
         self._deadline = clock.monotonic() + silence_s
         self._reader.expect(method)
         self.transport.write(data)
@@ -259,14 +269,25 @@ class ClientConnection(asyncio.Protocol):
         if now < self._deadline or self._paused:
             return
         self._deadline = math.inf
-        if self._answering:
-            self._fail(
-                errors.UpstreamTimeout(
-                    f"The backend at {self.address} sent nothing for {self._silence_s:g} s."
-                )
-            )
-        else:
+        if not self._answering:
             self.transport.close()
+        elif self._on_silence is not None:
+            self._suspected = True
+            self._on_silence(self)
+        else:
+            self._fail(errors.UpstreamTimeout(f"{self.address} sent nothing for {self._silence_s:g} s."))
+
+    def wait_on(self) -> None:
+        """The silence means nothing bad: grant it as much time again."""
+        if self._suspected:
+            self._suspected = False
+            self._deadline = clock.monotonic() + self._silence_s
+
+    def give_up(self, error: errors.CorralError) -> None:
+        """The silence means that no answer will come. Unless one has begun meanwhile, that is the answer."""
+        if self._suspected and self._answering:
+            self._suspected = False
+            self._fail(error)
 
 
 class HttpClient:
@@ -277,20 +298,29 @@ class HttpClient:
         self._idle: dict[Address, list[ClientConnection]] = {}
         self._open: dict[Address, set[ClientConnection]] = {}
 
-    async def send(self, address: Address, method: str, data: bytes, *, silence_s: float) -> Answer:
+    async def send(
+        self,
+        address: Address,
+        method: str,
+        data: bytes,
+        *,
+        silence_s: float,
+        on_silence: OnSilence | None = None,
+    ) -> Answer:
         """Send `data`, a whole request, and return its answer once the head is here.
 
-        Raises BackendGone if no connection can be had or it closes unanswered, UpstreamTimeout after
-        `silence_s` without a byte, UpstreamError for an answer that is not HTTP.
+        Raises BackendGone if no connection can be had or it closes unanswered, UpstreamError for an
+        answer that is not HTTP. After `silence_s` without a byte, and after as long again each time,
+        `on_silence` is asked; without one that is an UpstreamTimeout.
         """
         idle = self._idle.get(address)
         if idle:
             try:
-                return await idle.pop().ask(method, data, silence_s)
+                return await idle.pop().ask(method, data, silence_s, on_silence)
             except BackendGone:
                 pass  # a kept connection that was closed meanwhile
         connection = await self._connect(address)
-        return await connection.ask(method, data, silence_s)
+        return await connection.ask(method, data, silence_s, on_silence)
 
     async def _connect(self, address: Address) -> ClientConnection:
         loop = asyncio.get_running_loop()

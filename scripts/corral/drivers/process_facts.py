@@ -18,6 +18,14 @@ _START_TICKS = 19
 _DEAD_STATES = (b"Z", b"X")
 
 
+class Work(NamedTuple):
+    """What a process has done and holds: figures that grow while it gets on with something."""
+
+    cpu_s: float
+    read_bytes: int
+    resident_bytes: int
+
+
 class OwnUsage(NamedTuple):
     """What this process uses. None where the kernel does not say."""
 
@@ -48,6 +56,35 @@ def is_alive(pid: int, started_ticks: int | None) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def work_of(pid: int) -> Work:
+    """Zeros for what the kernel does not say, or no longer says."""
+    stat = _words(f"/proc/{pid}/stat")
+    statm = _words(f"/proc/{pid}/statm")
+    # After the name, which may hold spaces, come the state and, 11 fields on, user and system time.
+    after_name = next((at for at in range(len(stat) - 1, -1, -1) if stat[at].endswith(b")")), len(stat))
+    ticks = sum(int(word) for word in stat[after_name + 12 : after_name + 14])
+    return Work(
+        cpu_s=ticks / os.sysconf("SC_CLK_TCK"),
+        read_bytes=_read_bytes(pid),
+        resident_bytes=int(statm[1]) * os.sysconf("SC_PAGE_SIZE") if len(statm) > 1 else 0,
+    )
+
+
+def _read_bytes(pid: int) -> int:
+    """All that went through read calls, and what a memory-mapped file brought in from the disk."""
+    words = _words(f"/proc/{pid}/io")
+    fields = dict(zip(words[::2], words[1::2], strict=False))
+    return int(fields.get(b"rchar:", 0)) + int(fields.get(b"read_bytes:", 0))
+
+
+def _words(path: str) -> list[bytes]:
+    try:
+        with open(path, "rb") as file:
+            return file.read(4096).split()
+    except OSError:
+        return []
 
 
 def own_usage() -> OwnUsage:

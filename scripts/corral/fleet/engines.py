@@ -14,21 +14,24 @@ from typing import Protocol
 
 from corral import errors
 from corral.catalogue import Catalogue
-from corral.drivers import tasks
+from corral.drivers import clock, process_facts, tasks
 from corral.drivers.http_client import Address, HttpClient
 from corral.drivers.llama_process import LlamaProcess, exit_in_words
 from corral.drivers.log_files import LogFiles
 from corral.drivers.ports import lowest_free_port
 from corral.drivers.reaper import Reaper
 from corral.formats import http1
+from corral.formats.slots import read_busy
 from corral.policy import launch
+from corral.policy.liveness import LOAD_STALL_S, LoadProgress, Sample, StallTimer
 from corral.settings import Settings
 
 # How often a loading process is asked whether it is ready: tiny models are ready after 20 ms (measured).
 POLL_S = 0.02
 POLL_SLOWEST_S = 0.5
-HEALTH_SILENCE_S = 5.0
-HEALTH_BODY_MAX_BYTES = 64 * 1024
+# For the short questions that are asked of it beside the requests.
+ANSWER_SILENCE_S = 3.0
+ANSWER_MAX_BYTES = 4 * 1024 * 1024
 
 
 class EngineDied(Exception):
@@ -42,6 +45,19 @@ class Engine(Protocol):
 
     @property
     def pid(self) -> int: ...
+    @property
+    def alive(self) -> bool: ...
+    @property
+    def stopped(self) -> bool:
+        """Whether it was we who ended it."""
+
+    async def says_healthy(self) -> bool: ...
+    async def sample(self) -> Sample:
+        """What it does just now, as far as it says and the kernel sees."""
+
+    def kill(self, reason: str) -> None:
+        """End it at once: a death like any other, but with a reason of ours."""
+
     async def until_ready(self) -> None:
         """Return once it says that it is ready; raise EngineDied if it exits before."""
 
@@ -64,35 +80,64 @@ class Engines(Protocol):
 class LlamaEngine:
     def __init__(self, process: LlamaProcess, address: Address, client: HttpClient) -> None:
         self.address = address
+        self.stopped = False
         self._process = process
         self._client = client
+        self._killed_because = ""
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def alive(self) -> bool:
+        return self._process.alive
+
     async def until_ready(self) -> None:
         pause_s = POLL_S
+        stall = StallTimer(LOAD_STALL_S, clock.monotonic())
         while self._process.alive:
-            if await self._says_ready():
+            if await self.says_healthy():
                 return
+            if stall.stalled(self._load_progress(), clock.monotonic()):
+                self.kill(f"its load stood still for {LOAD_STALL_S:.0f} s")
             await asyncio.sleep(pause_s)
             pause_s = min(POLL_SLOWEST_S, pause_s * 1.2)
         raise EngineDied(await self.until_exit())
 
-    async def _says_ready(self) -> bool:
-        question = http1.request_head("GET", "/health", [(b"host", str(self.address).encode())])
+    def _load_progress(self) -> LoadProgress:
+        work = process_facts.work_of(self.pid)
+        return LoadProgress(self._process.output_bytes, work.read_bytes, work.resident_bytes)
+
+    async def says_healthy(self) -> bool:
+        answer = await self._get("/health")
+        return answer is not None and answer[0] == 200
+
+    async def sample(self) -> Sample:
+        answer = await self._get("/slots")
+        slots = read_busy(answer[1]) if answer is not None and answer[0] == 200 else None
+        cpu_s = process_facts.work_of(self.pid).cpu_s
+        return Sample(clock.monotonic(), slots, cpu_s, self._process.output_bytes)
+
+    async def _get(self, path: str) -> tuple[int, bytes] | None:
+        """Status and body of a short answer, or None if there was none in time."""
+        question = http1.request_head("GET", path, [(b"host", str(self.address).encode())])
         try:
-            answer = await self._client.send(self.address, "GET", question, silence_s=HEALTH_SILENCE_S)
-            await answer.body(HEALTH_BODY_MAX_BYTES)
+            answer = await self._client.send(self.address, "GET", question, silence_s=ANSWER_SILENCE_S)
+            return answer.head.status, await answer.body(ANSWER_MAX_BYTES)
         except errors.CorralError:
-            return False
-        return answer.head.status == 200
+            return None
+
+    def kill(self, reason: str) -> None:
+        self._killed_because = reason
+        self._process.kill()
 
     async def until_exit(self) -> str:
-        return exit_in_words(await self._process.exited)
+        how = exit_in_words(await self._process.exited)
+        return f"{self._killed_because} ({how})" if self._killed_because else how
 
     async def stop(self) -> None:
+        self.stopped = True
         # A llama-server in the middle of a request that is not streamed ignores SIGTERM until that
         # request's socket closes (measured), so the sockets go first.
         self._client.close(self.address)

@@ -17,7 +17,8 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from corral import errors
@@ -25,6 +26,8 @@ from corral.drivers import clock, tasks
 from corral.drivers.http_client import Address
 from corral.fleet.engines import Engine, EngineDied, Engines
 from corral.fleet.lease import Lease
+from corral.fleet.onlooker import Change, Onlooker
+from corral.fleet.watchman import Watchman
 from corral.formats.status import ModelState, ModelStatus
 from corral.metrics import Metrics
 from corral.policy.lifecycle import RESIDENT, Deaths, Event, next_state
@@ -43,6 +46,7 @@ class ManagedModel:
     name: str
     state: ModelState = ModelState.OFF
     engine: Engine | None = None
+    watchman: Watchman | None = None
     load_began_at: float = 0.0
     ready_at: float = math.inf
     deaths: Deaths = field(default_factory=Deaths)
@@ -74,6 +78,7 @@ class Fleet:
         self._idle_timeout_s = idle_timeout_s
         self._queue_timeout_s = queue_timeout_s
         self._on_change = on_change
+        self._onlookers: set[Onlooker] = set()
         self._closing = False
         self._preloaded: tuple[str, ...] = ()
         for model in self._models.values():
@@ -97,11 +102,13 @@ class Fleet:
         if self._leases.pop(lease.ticket, None) is not None:
             self._carry_out(self._scheduler.depart(lease.ticket, clock.monotonic()))
 
-    def address_of(self, model: str) -> Address:
-        engine = self._models[model].engine
-        if engine is None:
-            raise errors.UpstreamError(f"{model!r} went away in the moment it was needed. Try again.")
-        return engine.address
+    def hand_over(self, lease: Lease) -> None:
+        model = self._models[lease.ticket.model]
+        if model.engine is None or model.watchman is None:
+            raise errors.UpstreamError(f"{model.name!r} went away in the moment it was needed. Try again.")
+        lease.address = model.engine.address
+        lease.engine = model.engine
+        lease.on_silence = model.watchman.suspect
 
     # What others may know ----------------------------------------------------------------------
 
@@ -116,6 +123,16 @@ class Fleet:
 
     def statuses(self) -> dict[str, ModelStatus]:
         return {model.name: status(model) for model in self._models.values()}
+
+    @contextmanager
+    def watch(self) -> Iterator[Onlooker]:
+        """Follow every change from now on, until the end of the block."""
+        onlooker = Onlooker()
+        self._onlookers.add(onlooker)
+        try:
+            yield onlooker
+        finally:
+            self._onlookers.discard(onlooker)
 
     @property
     def preload_settled(self) -> bool:
@@ -138,12 +155,20 @@ class Fleet:
             else:
                 self._models[name].settled = True
                 log.warning("%s is not preloaded: %d models are the most at a time", name, self._models_max)
-        self._on_change()
+        self._announce()
 
-    async def load(self, name: str) -> None:
-        """Bring a model up, as a request for it would, and return when it is ready to serve."""
-        async with self.lease(name, f"load of {name}"):
-            pass
+    async def load(self, name: str) -> Address:
+        """Bring a model up, as a request for it would; when it is ready to serve, where."""
+        model = self._models[name]
+        lease = self.lease(name, f"load of {name}")
+        try:
+            self.arrive(lease)
+            # Those who were there before get its slots, and this need not wait for one.
+            await lease.granted(or_when=lambda: model.state is ModelState.READY)
+            self.hand_over(lease)
+        finally:
+            self.depart(lease)
+        return lease.address
 
     def eject(self, name: str) -> bool:
         """Unload a model once what runs on it is through. False: there is nothing to unload."""
@@ -152,6 +177,9 @@ class Fleet:
             self._move(model, Event.STOP)
         elif model.state is ModelState.READY:
             self._carry_out(self._scheduler.eject(name))
+        elif model.state is ModelState.BACKOFF:
+            self._move(model, Event.STOP)  # it would come back by itself
+            return True
         return model.state in RESIDENT
 
     def reset(self, name: str) -> ManagedModel | None:
@@ -220,11 +248,18 @@ class Fleet:
         """One step in a model's life: by the table, then whatever the new state asks for."""
         model.state = next_state(model.state, event)
         self._publish(model)
+        # Before the next state, into which what follows may lead within this very call.
+        self._announce(Change(model.name, status(model)))
         if model.state is ModelState.STARTING:
             model.load_began_at = clock.monotonic()
             tasks.spawn(self._keep(model), f"the keeper of {model.name}")
         elif model.state is ModelState.STOPPING and model.engine is not None:
             tasks.spawn(model.engine.stop(), f"the stop of {model.name}")
+
+    def _announce(self, *changes: Change) -> None:
+        """Tell everybody who looks on; without a change, that something about the whole is new."""
+        for onlooker in self._onlookers:
+            onlooker.tell(*changes)
         self._on_change()
 
     def _publish(self, model: ManagedModel) -> None:
@@ -251,7 +286,7 @@ class Fleet:
         except EngineDied as death:
             how = str(death)
         if model.state is ModelState.STOPPING:
-            model.engine = None
+            model.engine = model.watchman = None
             log.info("%s is off", model.name)
             self._move(model, Event.EXITED)
         else:
@@ -260,10 +295,15 @@ class Fleet:
     def _ready(self, model: ManagedModel, engine: Engine) -> None:
         model.ready_at = clock.monotonic()
         model.settled = True
+        model.watchman = Watchman(model.name, engine, lambda: self._scheduler.running(model.name))
+        tasks.spawn(model.watchman.walk(), f"the watchman of {model.name}")
         seconds = model.ready_at - model.load_began_at
         self._metrics.model_load_seconds.labels(model.name).observe(seconds)
         log.info("%s is READY on port %d after %.2f s", model.name, engine.address.port, seconds)
         self._move(model, Event.ANSWERED)
+        for ticket, lease in self._leases.items():
+            if ticket.model == model.name:
+                lease.settle()  # a load is through now, with or without a slot
 
     def _died(self, model: ManagedModel, how: str) -> None:
         """Nobody asked it to go. Pause and try again, or give up; tell those who waited for the load."""
@@ -273,7 +313,8 @@ class Fleet:
         model.died_loading = model.state in (ModelState.STARTING, ModelState.LOADING)
         model.deaths = model.deaths.another(lived_s=max(0.0, now - model.ready_at))
         model.retry_at = now + model.deaths.pause_s(random.random())
-        model.engine, model.ready_at, model.settled = None, math.inf, True
+        model.engine = model.watchman = None
+        model.ready_at, model.settled = math.inf, True
         self._metrics.model_restarts.labels(model.name).inc()
         log.warning("%s died (%d): %s", model.name, model.deaths.count, model.last_words)
         self._move(model, Event.DIED)
@@ -302,6 +343,7 @@ class Fleet:
         for ticket, lease in tuple(self._leases.items()):
             if ticket.granted_at is None:
                 self._refuse(lease, shutting_down())
+        self._announce()
 
     async def stop(self) -> None:
         """Stop every process, and return when all are gone."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-CONTENT_TYPE = "text/event-stream"
+CONTENT_TYPE = b"text/event-stream"
+# Told to every proxy on the way: do not gather, do not compress.
+UNBUFFERED = ((b"cache-control", b"no-cache, no-transform"), (b"x-accel-buffering", b"no"))
+HEADERS = ((b"content-type", CONTENT_TYPE), *UNBUFFERED)
 
 
 def event(name: str, data: Mapping[str, object]) -> bytes:

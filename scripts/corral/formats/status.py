@@ -17,6 +17,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
+# Name and data of one event in a stream of statuses.
+StatusEvent = tuple[str, dict[str, object]]
+# How often such a stream shows that it is open.
+HEARTBEAT_S = 30.0
 
 # Ten thousand models come to about one MiB. More is not a status file of ours.
 DOCUMENT_BYTES_MAX = 4 * 1024 * 1024
@@ -148,20 +152,28 @@ def view_body(view: View) -> dict[str, object]:
     }
 
 
-def view_events(before: View | None, after: View) -> Iterator[tuple[str, dict[str, object]]]:
-    """What a stream of statuses says next: name and data of each event; nothing if no word has changed.
+def view_events(before: View | None, after: View) -> Iterator[StatusEvent]:
+    """What a stream of statuses says next; nothing if no word has changed.
 
     Everything comes first of all, and again when the server itself has changed or a model has left.
     """
     if before is None:
-        yield "full_status", view_body(after)
+        yield full_status(after)
         return
     if before.server is not after.server or not before.models.keys() <= after.models.keys():
-        yield "full_status", view_body(after)
+        yield full_status(after)
     for alias, model in after.models.items():
         known = before.models.get(alias)
         if known is None or known.state is not model.state:
-            yield "model_update", {"alias": alias, **model_entry(model)}
+            yield model_update(alias, model)
+
+
+def full_status(view: View) -> StatusEvent:
+    return "full_status", view_body(view)
+
+
+def model_update(alias: str, model: ModelStatus) -> StatusEvent:
+    return "model_update", {"alias": alias, **model_entry(model)}
 
 
 def model_entry(model: ModelStatus) -> dict[str, object]:

@@ -7,19 +7,22 @@ costs little, nothing is held that is not given back, and the client always lear
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from urllib.parse import parse_qs
 
-from corral.catalogue import Model
-
 from corral import errors
+from corral.catalogue import Model
 from corral.drivers import clock
 from corral.drivers.http_client import Address, Answer
 from corral.drivers.http_server import Exchange
-from corral.formats import http1, openai
+from corral.fleet import Lease
+from corral.formats import http1, openai, sse
 from corral.formats.openai import Intent
 from corral.handlers.call import Call
 from corral.handlers.gate import Gate
+
+log = logging.getLogger("corral.inference")
 
 # The engine's own errors are small; a larger one is cut off rather than held in memory.
 ERROR_BODY_MAX_BYTES = 256 * 1024
@@ -41,9 +44,12 @@ NOT_RETURNED = frozenset(
 )
 # Without /v1 the engine speaks an older dialect of its own on these paths.
 UPSTREAM_PATHS = {path: "/v1" + path for path in ("/chat/completions", "/completions", "/embeddings")}
-EVENT_STREAM = b"text/event-stream"
-# Told to every proxy on the way: do not gather, do not compress.
-STREAM_HEADERS = [(b"cache-control", b"no-cache, no-transform"), (b"x-accel-buffering", b"no")]
+
+
+class EngineLost(errors.UpstreamError):
+    """The process died before a byte of its answer came, and nobody had asked it to go."""
+
+    should_retry = False
 
 
 async def infer(gate: Gate, call: Call) -> None:
@@ -57,22 +63,42 @@ async def infer(gate: Gate, call: Call) -> None:
     call.model = model.name
     refuse_impossible(exchange.head.path, model)
     exchange.expire(exchange.received_at + gate.settings.herd.request_max_s, partial(too_long, gate))
+    try:
+        await serve(gate, call, model, body)
+    except EngineLost:
+        # Once, because a crash may have had nothing to do with this request; not twice, because it may.
+        log.warning("request %s is sent again: %s died before it answered", call.request_id, model.name)
+        await serve(gate, call, model, body)
+
+
+async def serve(gate: Gate, call: Call, model: Model, body: bytes) -> None:
+    """Wait for a slot, and use it."""
     async with gate.fleet.lease(model.name, call.request_id) as lease:
-        call.queue_wait_s = lease.waited_s
-        call.extra_headers.append((b"x-queue-wait-ms", b"%d" % (lease.waited_s * 1000)))
+        call.queue_wait_s += lease.waited_s
         call.reached_model = True
         sent_at = clock.monotonic()
         try:
-            await converse(gate, call, upstream_request(call, lease.address, body), lease.address)
+            await converse(gate, call, lease, upstream_request(call, lease.address, body))
+        except errors.UpstreamError as error:
+            if call.exchange.started or not await lease.engine_died():
+                raise
+            raise EngineLost(
+                f"The llama-server of {model.name!r} died while it worked on this request, and will not be "
+                "given it again."
+            ) from error
         finally:
-            call.upstream_s = clock.monotonic() - sent_at
+            call.upstream_s += clock.monotonic() - sent_at
 
 
-async def converse(gate: Gate, call: Call, request: bytes, address: Address) -> None:
+async def converse(gate: Gate, call: Call, lease: Lease, request: bytes) -> None:
     """Ask the engine, and pass its answer on."""
-    method = call.exchange.head.method
-    silence_s = gate.settings.herd.request_timeout_s
-    answer = await gate.client.send(address, method, request, silence_s=silence_s)
+    answer = await gate.client.send(
+        lease.address,
+        call.exchange.head.method,
+        request,
+        silence_s=gate.settings.herd.request_timeout_s,
+        on_silence=lease.on_silence,
+    )
     try:
         call.first_byte_at = clock.monotonic()
         await pass_on(call, answer)
@@ -127,6 +153,7 @@ def upstream_target(head: http1.RequestHead) -> str:
 async def pass_on(call: Call, answer: Answer) -> None:
     """The engine's answer, byte by byte as it comes; its errors in our envelope."""
     exchange, head = call.exchange, answer.head
+    call.extra_headers.append((b"x-queue-wait-ms", b"%d" % (call.queue_wait_s * 1000)))
     if head.status >= 400:
         body = openai.upstream_error_body(head.status, await answer.body(ERROR_BODY_MAX_BYTES))
         exchange.respond(head.status, [(b"content-type", b"application/json"), *call.extra_headers], body)
@@ -135,9 +162,9 @@ async def pass_on(call: Call, answer: Answer) -> None:
         *(pair for pair in http1.end_to_end(head.headers) if pair[0] not in NOT_RETURNED),
         *call.extra_headers,
     ]
-    if head.fields.get(b"content-type", b"").startswith(EVENT_STREAM):
-        present = {name for name, _ in STREAM_HEADERS}
-        headers = [pair for pair in headers if pair[0] not in present] + STREAM_HEADERS
+    if head.fields.get(b"content-type", b"").startswith(sse.CONTENT_TYPE):
+        present = {name for name, _ in sse.UNBUFFERED}
+        headers = [*(pair for pair in headers if pair[0] not in present), *sse.UNBUFFERED]
         exchange.is_event_stream = True
     exchange.start(head.status, headers, head.content_length)
     exchange.feed_from(answer)

@@ -36,7 +36,7 @@ def test_a_connection_too_many_gets_503_and_the_others_go_on() -> None:
     asyncio.run(main())
 
 
-def test_winding_down_closes_idle_connections_and_makes_running_answers_the_last() -> None:
+def test_winding_down_closes_idle_connections_and_makes_every_other_answer_the_last() -> None:
     async def main() -> None:
         bell = Bell()
 
@@ -45,9 +45,15 @@ def test_winding_down_closes_idle_connections_and_makes_running_answers_the_last
             exchange.respond(200, [], b"done")
 
         async with serving(wait) as (server, port):
-            idle, busy = await RawClient.connect(port), await RawClient.connect(port)
+            idle, busy, new = [await RawClient.connect(port) for _ in range(3)]
+            idle.send(GET)
+            while bell.waiter is None:
+                await asyncio.sleep(0)
+            bell.ring()
+            await idle.answer()
             busy.send(GET)
-            while bell.waiter is None or server.connections < 2:
+            new.send(GET[:5])
+            while bell.waiter is None or server.connections < 3:
                 await asyncio.sleep(0)
             server.wind_down()
             assert await idle.rest() == b""
@@ -58,11 +64,12 @@ def test_winding_down_closes_idle_connections_and_makes_running_answers_the_last
             assert await busy.rest() == b""
 
             late = await RawClient.connect(port)
-            late.send(GET)
-            while bell.waiter is None:
-                await asyncio.sleep(0)
-            bell.ring()
-            assert (await late.answer())[1]["connection"] == "close"
+            for client, data in ((new, GET[5:]), (late, GET)):
+                client.send(data)
+                while bell.waiter is None:
+                    await asyncio.sleep(0)
+                bell.ring()
+                assert (await client.answer())[1]["connection"] == "close"
 
     asyncio.run(main())
 

@@ -223,6 +223,22 @@ def test_what_is_too_large_is_refused_in_the_same_words_however_it_is_cut(
         assert read_requests(feeds, limits=SMALL) == ([], "ERROR", error)
 
 
+def test_only_what_lies_within_the_limits_is_judged() -> None:
+    # A fault behind the end of what is read is not told, also when it came along in one piece.
+    for head in (GET + HOST + b"X: " + b"a" * 50 + b"\nb\r\n", GET + HOST + b"X: " + b"a" * 38 + b"\x00\r\n"):
+        for feeds in every_split(head + b"\r\n"):
+            error = read_requests(feeds, limits=SMALL).error
+            assert error == (errors.HeaderFieldsTooLarge, "Header line 2 (X) is longer than 40 bytes")
+    for padding in range(8):  # so that the limit falls on every byte of a line's end
+        head = GET + b"a:" + b"b" * padding + b"\r\n" + b"c: d\r\n" * 20 + b"bad\r\n"
+        for feeds in ([head], pieces(head, 1)):
+            error = read_requests(feeds, limits=SMALL).error
+            assert error == (
+                errors.HeaderFieldsTooLarge,
+                "The head is larger than 100 bytes; send fewer headers",
+            )
+
+
 def test_what_is_just_within_the_limits_is_read_however_it_is_cut() -> None:
     line = b"GET /" + b"a" * 26 + b" HTTP/1.1\r\n"
     head = line + b"Host: h\r\nX: " + b"a" * 37 + b"\r\n"
@@ -239,6 +255,13 @@ def test_a_head_that_never_ends_is_refused_at_its_limit(endless: bytes) -> None:
     outcome = read_requests(pieces(endless.ljust(300, b"a"), 7), limits=SMALL)
     assert outcome.error is not None
     assert outcome.error[0].status in (414, 431)
+
+
+def test_a_long_line_is_refused_at_its_limit_also_behind_another_request() -> None:
+    first = GET + HOST + b"\r\n"
+    start = GET + HOST + b"X: "
+    outcome = read_requests([first + start, *[b"a"] * 38], limits=SMALL)
+    assert outcome.error == (errors.HeaderFieldsTooLarge, "Header line 2 (X) is longer than 40 bytes")
 
 
 def test_a_message_shows_neither_values_nor_queries() -> None:

@@ -67,6 +67,7 @@ def test_a_few_empty_lines_before_a_request_are_skipped_and_more_are_not() -> No
         data = REQUESTS["get"] + b"\r\n" * count + REQUESTS["get"]
         for feeds in every_split(data):
             assert len(read_requests(feeds).messages) == 2
+    assert len(read_requests([(b"\r\n" * 4 + REQUESTS["get"]) * 2]).messages) == 2
     for feeds in every_split(REQUESTS["get"] + b"\r\n" * 5 + REQUESTS["get"]):
         assert read_requests(feeds).error == (
             errors.InvalidRequest,

@@ -65,6 +65,16 @@ def test_interim_heads_are_swallowed_but_not_without_end() -> None:
         assert error[1].endswith("More than 16 interim answers (1xx) come before the real one")
 
 
+def test_each_answer_may_have_its_own_interim_heads() -> None:
+    one = b"HTTP/1.1 102 Processing\r\n\r\n" * 16 + LENGTH
+    reader = ResponseReader(LIMITS)
+    for _ in range(2):
+        reader.expect("GET")
+        reader.feed(one)
+        while reader.next_event() is not END:
+            pass
+
+
 def test_after_an_interim_head_the_answer_has_begun() -> None:
     reader = ResponseReader(LIMITS)
     reader.expect("POST")

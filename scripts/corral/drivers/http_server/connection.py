@@ -89,6 +89,7 @@ class Connection(asyncio.Protocol):
         self._reading = True
         self._eof = False
         self._lingering = False
+        self._had_request = False
         self._dispatching = False
         self._deadline = math.inf
         self._unsent = 0
@@ -202,6 +203,7 @@ class Connection(asyncio.Protocol):
 
     def _begin(self, head: http1.RequestHead) -> None:
         self._deadline = math.inf
+        self._had_request = True
         exchange = self._exchange = Exchange(self, head)
         if self.server.overfull:
             exchange.close_after()
@@ -317,7 +319,8 @@ class Connection(asyncio.Protocol):
         return self._exchange is not None or self.transport.get_write_buffer_size() > 0
 
     def close_if_idle(self) -> None:
-        if self._exchange is None and not self._lingering:
+        """Close between two requests. Where none has begun yet, the first is on its way, and is answered."""
+        if self._exchange is None and self._had_request and self.reader.idle and not self._lingering:
             self._linger(wait=False)
 
     def abort(self) -> None:

@@ -42,7 +42,7 @@ def strip_framing(run: bytes) -> bytes:
 
 
 def chunk_head_fault(line: bytes) -> InvalidRequest:
-    """What is wrong with the begin of a chunk that can't become a chunk's head."""
+    """What is wrong with the beginning of a chunk that can't become a chunk's head."""
     digits = line[: grammar.CHUNK_DIGITS_MAX + 1]
     size = len(digits) - len(digits.lstrip(b"0123456789abcdefABCDEF"))
     if size == 0:

@@ -257,6 +257,7 @@ class MessageReader(ABC):
         else:
             # The CRLF stays: behind it, trailers end at an empty line even where there are none.
             self._consume(end - 2)
+            self._extension_bytes = 0
             self._state = move(self._state, Step.LAST_CHUNK)
 
     def _read_chunk_end(self) -> Event | None:

@@ -51,7 +51,6 @@ class RequestReader(MessageReader):
         head = parse_request_head(self._solid(), self._at, end, self._limits)
         self._consume(end + 2)
         if head.chunked:
-            self._extension_bytes = 0
             step = Step.CHUNKED
         elif head.content_length:
             self._remaining = head.content_length
@@ -66,7 +65,7 @@ class RequestReader(MessageReader):
         return Data(strip_framing(raw))
 
     def _opens_wrong(self, opening: bytes) -> bool:
-        return not grammar.TOKEN.match(opening) and opening[:1] != b"\r"
+        return not grammar.TOKEN.match(opening)
 
     def _cut_short(self) -> CorralError:
         part = "head" if self._state is State.HEAD else "body"

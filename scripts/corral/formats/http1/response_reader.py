@@ -61,7 +61,6 @@ class ResponseReader(MessageReader):
             # RFC 9112 6.3, rule 1: whatever the fields say, these end with their head.
             step = Step.NO_BODY
         elif head.chunked:
-            self._extension_bytes = 0
             step = Step.CHUNKED
         elif head.content_length is None:
             head = head._replace(keep_alive=False)

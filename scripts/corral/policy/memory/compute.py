@@ -34,14 +34,13 @@ class Compute(NamedTuple):
 def compute_bytes(shape: Shape, options: LaunchOptions, run: Run) -> Compute:
     token_bytes = FLOAT_BYTES * run.ubatch
     masks = _masks_bytes(shape, run)
-    scores = _scores_bytes(shape, run)
-    results = max(_results_bytes(shape, run), _output_bytes(shape, run))
-    # Besides the widest moment: what flows from layer to layer, the input of this one, and the queries.
+    results = max(_results_bytes(shape, run), _output_bytes(shape, run), _scores_bytes(shape, run))
+    # A GPU's attention reads half precision: a quantised cache is unpacked for it, one layer at a time.
     unpacked = token_bytes * (3 * shape.width + shape.query) + half_precision_bytes(shape, options, run)
     return Compute(
-        host_layers_bytes=masks + scores + results,
+        host_layers_bytes=masks + results,
         host_inputs_bytes=masks + token_bytes * 2 * shape.width,
-        device_layers_bytes=masks + scores + max(results, unpacked),
+        device_layers_bytes=masks + max(results, unpacked),
         device_output_bytes=_output_bytes(shape, run),
         inputs_bytes=masks + token_bytes * shape.width,
     )
@@ -55,12 +54,15 @@ def output_buffer_bytes(shape: Shape, options: LaunchOptions, run: Run) -> int:
 
 def _results_bytes(shape: Shape, run: Run) -> int:
     token_bytes = FLOAT_BYTES * run.ubatch
-    around = 3 * shape.width + shape.query
-    widest = token_bytes * max(shape.feed_forward + around, shape.latent + shape.width)
+    # Besides a layer's own results: what flows past it, its input and output, and the queries.
+    around = (3 if shape.causal else 2) * shape.width + shape.query
+    widest = shape.feed_forward + around
+    if shape.latent:
+        widest = max(widest, shape.latent + 4 * shape.width)
     if not shape.recurrent:
-        return widest
-    state = max(layer.state for layer in shape.layers) * run.sequences * STATE_BYTES
-    return max(widest, token_bytes * (shape.recurrent + shape.width) + state)
+        return token_bytes * widest
+    state = STATE_BYTES * max(layer.state for layer in shape.layers) * run.sequences
+    return max(token_bytes * widest, token_bytes * (shape.recurrent + shape.width) + state)
 
 
 def _output_bytes(shape: Shape, run: Run) -> int:
@@ -84,4 +86,5 @@ def _scores_bytes(shape: Shape, run: Run) -> int:
     if run.flash_attention:
         return 0
     cells = run.cells if shape.generates else run.ubatch
-    return FLOAT_BYTES * shape.heads * cells * run.ubatch
+    around = 4 * shape.width + max(2 * shape.query, shape.latent)
+    return FLOAT_BYTES * run.ubatch * (shape.heads * cells + around)

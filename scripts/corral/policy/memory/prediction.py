@@ -11,7 +11,7 @@ layers on the host, or no GPU at all; asking costs little, so a search for what 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 from corral.formats.gguf import Gguf
@@ -100,9 +100,11 @@ class Prediction:
 
     def with_options(self, options: LaunchOptions) -> Prediction:
         """The same files, started differently."""
-        own = _predicted(self.model, options)
+        own, now = self.options, options
+        same = (own.overrides, own.predicts_ahead) == (now.overrides, now.predicts_ahead)
+        weights = self.weights if same else read_weights(self.model, self.shape, options)
         draft = self.draft.with_options(options.for_draft()) if self.draft else None
-        return replace(own, projector_bytes=self.projector_bytes, draft=draft)
+        return _predicted(self.model, options, self.shape, weights, self.projector_bytes, draft)
 
     # On GPUs --------------------------------------------------------------------------------------
 
@@ -154,8 +156,8 @@ class Prediction:
             # Large batches are computed on the first GPU even for layers on the host: it borrows their
             # weights, one matrix at a time.
             sizes[0] = max(sizes[0], self.compute.device_layers_bytes) + borrowed
-        if self._is_pipelined(layout):
-            sizes = [size + (PIPELINE_COPIES - 1) * self.compute.inputs_bytes * bool(size) for size in sizes]
+        copies = self._pipeline_bytes(layout)
+        sizes = [size + copies if size else 0 for size in sizes]
         return [size * (2 if self.options.predicts_ahead else 1) for size in sizes]
 
     def _borrowed_bytes(self, layout: Layout) -> int:
@@ -166,10 +168,13 @@ class Prediction:
             for index, block in enumerate(blocks)
         )
 
-    def _is_pipelined(self, layout: Layout) -> bool:
-        several = sum(share > 0 for share in layout.shares) > 1
+    def _pipeline_bytes(self, layout: Layout) -> int:
+        """What working on several batches at a time takes: copies of the inputs, here and on the host."""
+        several = sum(share > 0 for share in layout.shares) > 1 and layout.gpu_layers > self.layers
         usual = self.options.split_mode == "layer" and not self.options.overrides
-        return several and usual and self.options.cache_on_gpu and layout.gpu_layers > self.layers
+        if not (several and usual and self.options.cache_on_gpu):
+            return 0
+        return (PIPELINE_COPIES - 1) * self.compute.inputs_bytes
 
     def _draft_bytes(self, layout: Layout) -> list[int]:
         if self.draft is None:
@@ -222,6 +227,7 @@ class Prediction:
         blocks = (*self.weights.layers, self.weights.output)
         computes = any(block.host_bytes for block in blocks) or layout.gpu_layers <= self.layers
         size = self.compute.host_layers_bytes if computes else self.compute.host_inputs_bytes
+        size += self._pipeline_bytes(layout)
         return size * (2 if self.options.predicts_ahead else 1)
 
     # For people -----------------------------------------------------------------------------------
@@ -251,26 +257,32 @@ def predict(
     draft: Sequence[Gguf] = (),
 ) -> Prediction:
     """What a model of these files (one, or all shards) will take, with the files that its flags name."""
-    own = _predicted(whole(model), options)
-    return replace(
-        own,
-        projector_bytes=projector.size_bytes * PROJECTOR_PERCENT // 100 if projector else 0,
-        draft=_predicted(whole(draft), options.for_draft()) if draft else None,
-    )
+    file = whole(model)
+    shape = read_shape(file)
+    weights = read_weights(file, shape, options)
+    projector_bytes = projector.size_bytes * PROJECTOR_PERCENT // 100 if projector else 0
+    drafting = predict(draft, options.for_draft()) if draft else None
+    return _predicted(file, options, shape, weights, projector_bytes, drafting)
 
 
-def _predicted(model: Gguf, options: LaunchOptions) -> Prediction:
-    shape = read_shape(model)
+def _predicted(
+    model: Gguf,
+    options: LaunchOptions,
+    shape: Shape,
+    weights: Weights,
+    projector_bytes: int,
+    draft: Prediction | None,
+) -> Prediction:
     run = plan_run(shape, options)
     return Prediction(
         model=model,
         options=options,
         shape=shape,
         run=run,
-        weights=read_weights(model, shape, options),
+        weights=weights,
         cache=cache_bytes(shape, options, run),
         state=state_bytes(shape, options, run),
         compute=compute_bytes(shape, options, run),
-        projector_bytes=0,
-        draft=None,
+        projector_bytes=projector_bytes,
+        draft=draft,
     )

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from corral.formats.gguf import Gguf, Omitted, Tensor
 
 LAYERS_MAX = 512  # llama.cpp's own limit
+QUANTISED_BLOCK = 32  # elements, in every type that a cache can have
 NUMBER_MAX = 1 << 32  # of any width or length: beyond it a file is damaged, and sums grow without sense
 
 
@@ -55,6 +56,7 @@ class Shape:
     extra_layers: int  # at the end, for multi-token prediction: left on the disk unless asked for
     heads: int
     query: int  # elements of all heads' queries
+    heads_in_blocks: bool  # so that a cache of them can be quantised
     latent: int  # elements of what latent attention unfolds for all heads: 0 without
     feed_forward: int  # elements of the widest feed-forward layer's results that live at once
     recurrent: int  # elements that a recurrent layer needs per token
@@ -183,10 +185,11 @@ class _Reading:
             extra_layers=self.extra,
             heads=heads,
             query=heads * self.key,
+            heads_in_blocks=self.key % QUANTISED_BLOCK == 0 and self.value % QUANTISED_BLOCK == 0,
             latent=heads * self._unfolded(),
             feed_forward=_feed_forward(self._model.tensors, self._experts_used()),
             recurrent=self._recurrent_width() if any(recurrent) else 0,
-            causal=bool(self._model.hyperparameter("attention.causal") is not False) and generates,
+            causal=generates and self._model.hyperparameter("attention.causal") is not False,
             generates=generates,
             flash_attention=self.architecture not in _NO_FLASH_ATTENTION,
         )
@@ -291,9 +294,9 @@ class _Reading:
             return (True,) * self.count
         own = self.count - self.extra
         if self.architecture in _RECURRENT_WITHOUT_HEADS:
-            plain = range(self.count)
+            without = [not heads for heads in self.kv_heads]
             return tuple(
-                i < own and not self.kv_heads[i] and not self._is_feed_forward_only(i) for i in plain
+                without[i] and i < own and not self._is_feed_forward_only(i) for i in range(self.count)
             )
         if self.architecture not in _ATTENTION_INTERVAL:
             return (False,) * self.count
@@ -346,10 +349,11 @@ def _feed_forward(tensors: Sequence[Tensor], experts_used: int) -> int:
         inner, outer = shape[0], shape[1]
         # gate, up and their product live at once; without a gate the activation works in place.
         gated = any(f"{prefix}.ffn_{kind}{experts}.weight" in dims for kind in ("gate", "gate_up"))
-        fused = dims.get(f"{prefix}.ffn_up{experts}.weight", (0, 0))[1] == 2 * inner
+        up = dims.get(f"{prefix}.ffn_up{experts}.weight", ())
+        fused = len(up) > 1 and up[1] == 2 * inner
         results = inner * (3 if gated or fused else 1)
         if experts:
-            # Results of the experts that don't fit where gate and up were are put behind them.
-            results = (results + (outer if 2 * inner < outer else 0)) * max(1, experts_used)
+            # The experts' results go where gate and up were, or behind them if that is too narrow.
+            results = (results + (outer if results - inner < outer else 0)) * max(1, experts_used)
         widest = max(widest, results)
     return widest

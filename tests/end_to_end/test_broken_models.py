@@ -1,0 +1,123 @@
+"""Models that can't be loaded, and llama-servers that die: the client learns why, and the rest goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from corral.formats import demo_models
+from corral.formats.demo_models import SCRIPT
+from tests.end_to_end.talk import (
+    CHAT,
+    ENDLESS,
+    busy_slots,
+    chat,
+    content,
+    engine_log,
+    is_in_state,
+    last_event,
+    metric,
+    model_status,
+    open_chat,
+)
+from tests.support import Corral, ask, running_corral, wait_until
+
+# What the real engine says last of each. Other versions may word it otherwise; they all say something.
+LAST_WORDS = {
+    "absent": "failed to load model",
+    "truncated": "failed to load model",
+    "garbage": "failed to load model",
+    "empty": "failed to load model",
+}
+DEATHS_MAX = 5
+
+
+@pytest.fixture(scope="module")
+def corral(
+    tmp_path_factory: pytest.TempPathFactory, llama_server: Path, demo_files: Path
+) -> Iterator[Corral]:
+    """It serves four broken files and a good one. A fifth broken one is to be loaded from the start."""
+    broken = tmp_path_factory.mktemp("broken")
+    demo = demo_models.demo()
+    (broken / "truncated.gguf").write_bytes(demo[: len(demo) // 2])
+    (broken / "garbage.gguf").write_bytes(bytes(range(256)) * 4096)
+    (broken / "empty.gguf").write_bytes(b"")
+    entries = {name: {"model_path": str(broken / f"{name}.gguf")} for name in LAST_WORDS}
+    entries["doomed"] = entries["garbage"]
+    with running_corral(
+        tmp_path_factory.mktemp("broken"),
+        llama_server,
+        demo_files,
+        config={
+            "system": {"preload_models": ["doomed"], "max_concurrent_models": 10},
+            "server_pool": {"size": 10},
+            "models": entries | {"demo": {"model_path": "demo.gguf"}},
+        },
+    ) as instance:
+        yield instance
+
+
+@pytest.mark.parametrize("name", LAST_WORDS)
+def test_a_model_that_cannot_be_loaded_fails_in_the_engines_own_words(corral: Corral, name: str) -> None:
+    answer = corral.ask(CHAT, chat(name))
+    error = answer.json()["error"]
+    assert (answer.status, error["type"], error["code"]) == (503, "server_error", "model_failed")
+    assert f"'{name}' could not be loaded" in error["message"]
+    assert "exit code 1" in error["message"]
+    assert LAST_WORDS[name] in error["message"]
+    last_line = engine_log(corral, name).rstrip().rpartition("\n")[2]
+    assert last_line in error["message"]
+
+
+def test_the_others_are_served_meanwhile(corral: Corral) -> None:
+    for name in ("truncated", "demo"):
+        answer = corral.ask(CHAT, chat(name, stream=True))
+        assert answer.status == (200 if name == "demo" else 503)
+    assert content(corral.ask(CHAT, chat())) == SCRIPT
+
+
+def test_a_failed_preload_does_not_keep_the_gate_closed(corral: Corral) -> None:
+    assert ask(f"{corral.url}/ping").status == ask(f"{corral.health_url}/ping").status == 200
+    assert model_status(corral, "doomed")["status"] != "ready"
+
+
+def test_a_killed_engine_ends_its_stream_honestly_and_is_back_without_being_asked(corral: Corral) -> None:
+    assert content(corral.ask(CHAT, chat())) == SCRIPT
+    restarts = metric(corral, "router_model_restarts_total", model="demo")
+    pid = model_status(corral)["pid"]
+    with open_chat(corral, **ENDLESS) as stream:
+        wait_until(lambda: busy_slots(corral) == 1, "the engine works")
+        os.kill(pid, signal.SIGKILL)
+        body = stream.read()
+    assert last_event(body)["error"]["code"] == "upstream_error"
+    assert b"[DONE]" not in body
+    wait_until(lambda: model_status(corral).get("pid") not in (None, pid), "another process runs")
+    wait_until(lambda: is_in_state(corral, "ready"), "it is ready")
+    assert metric(corral, "router_model_restarts_total", model="demo") == restarts + 1
+    assert content(corral.ask(CHAT, chat())) == SCRIPT
+
+
+def test_a_request_that_comes_while_a_killed_engine_comes_back_waits_for_it(corral: Corral) -> None:
+    assert content(corral.ask(CHAT, chat())) == SCRIPT
+    os.kill(model_status(corral)["pid"], signal.SIGKILL)
+    wait_until(lambda: not is_in_state(corral, "ready"), "its death is noticed")
+    assert content(corral.ask(CHAT, chat())) == SCRIPT
+
+
+def test_five_deaths_in_a_row_are_enough(corral: Corral) -> None:
+    # It has been dying since the module began: after 1, 2, 4 and 8 seconds it was tried again.
+    wait_until(lambda: is_in_state(corral, "failed", "doomed"), "it is given up", 30)
+    answer = corral.ask(CHAT, chat("doomed"))
+    error = answer.json()["error"]
+    assert (answer.status, error["code"]) == (503, "model_failed")
+    assert f"died {DEATHS_MAX} times in a row and was given up" in error["message"]
+    assert LAST_WORDS["garbage"] in error["message"]
+    assert answer.headers["x-should-retry"] == "false"
+    assert answer.headers["retry-after"] is None
+    logs = list((corral.data / "logs" / "llama-doomed").glob("*_server_*.log"))
+    assert len(logs) == DEATHS_MAX
+    assert ask(f"{corral.url}/ping").status == 200
