@@ -354,7 +354,8 @@ class Connection:
             text = f"# TYPE {name} counter\n{name} {server.predicted}\n"
             self.send(200, "text/plain; version=0.0.4", text.encode())
         else:
-            echo = facts | {"body": request.body.decode("utf-8", "replace")}
+            # Each byte as one character, so that a test gets back whatever bytes came.
+            echo = facts | {"body": request.body.decode("latin-1")}
             self.send_json(self.fixed_answers().get(path, echo))
 
     def fixed_answers(self) -> Json:

@@ -116,8 +116,17 @@ class QueueFull(CorralError):
     status, code = 503, "queue_full"
 
 
+class InsufficientVram(CorralError):
+    status, code = 503, "insufficient_vram"
+
+
 class ModelFailed(CorralError):
     status, code = 503, "model_failed"
+    should_retry = False
+
+
+class ModelNotLoaded(CorralError):
+    status, code = 503, "model_not_loaded"
     should_retry = False
 
 

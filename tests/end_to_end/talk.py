@@ -94,8 +94,9 @@ def busy_slots(corral: Corral, model: str = "demo") -> int:
 
 
 def engine_log(corral: Corral, model: str = "demo") -> str:
-    """What a model's newest llama-server has said."""
-    return (corral.data / "logs" / f"llama-{model}" / "latest.txt").read_text(errors="replace")
+    """What a model's newest llama-server has said, as far as it is written yet."""
+    newest = corral.data / "logs" / f"llama-{model}" / "latest.txt"
+    return newest.read_text(errors="replace") if newest.exists() else ""
 
 
 def metric(corral: Corral, name: str, **labels: str) -> float:

@@ -69,13 +69,16 @@ def _json_kind(value: object) -> str:
 
 
 def error_body(error: errors.CorralError) -> bytes:
+    return json.dumps(error_object(error), ensure_ascii=False).encode()
+
+
+def error_object(error: errors.CorralError) -> dict[str, Any]:
     """The envelope around one of our own errors."""
     return _envelope(error.message, error.type, error.param, error.code)
 
 
-def _envelope(message: str, kind: str, param: str | None, code: str, **more: Any) -> bytes:
-    inner = {"message": message, "type": kind, "param": param, "code": code, **more}
-    return json.dumps({"error": inner}, ensure_ascii=False).encode()
+def _envelope(message: str, kind: str, param: str | None, code: str, **more: Any) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code, **more}}
 
 
 def upstream_error_body(status: int, body: bytes) -> bytes:
@@ -90,7 +93,7 @@ def upstream_error_body(status: int, body: bytes) -> bytes:
         code = CONTEXT_EXCEEDED.get(str(inner.get("type")), code)
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         more = {}
-    return _envelope(message, kind, None, code, **more)
+    return json.dumps(_envelope(message, kind, None, code, **more), ensure_ascii=False).encode()
 
 
 def error_event(error: errors.CorralError, at_boundary: bool) -> bytes:

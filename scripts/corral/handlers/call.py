@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from urllib.parse import parse_qs
 
 from corral import errors
 from corral.drivers.http_server import Exchange
@@ -44,6 +45,11 @@ class Call:
         self.first_byte_at: float | None = None
         self.error: errors.CorralError | None = None
         self.gone = False
+
+    def query(self, name: str) -> str | None:
+        """The first value of this name in the query."""
+        values = parse_qs(self.exchange.head.query).get(name)
+        return values[0] if values else None
 
 
 def request_id(wished: str | None) -> str:

@@ -42,15 +42,20 @@ class Gate:
     limiter: RateLimiter = field(default_factory=RateLimiter)
     started_at: float = field(default_factory=clock.monotonic)
 
-    def authenticate(self, call: Call) -> Principal:
-        """Who is asking. Raises InvalidApiKey."""
+    def authenticate(self, call: Call, *, key_in_query: bool = False) -> Principal:
+        """Who is asking. Raises InvalidApiKey.
+
+        A browser's EventSource can't send headers, so a stream may be asked for with `?api_key=`. Nothing
+        else may: a URL ends up in histories and in the logs of proxies.
+        """
         access = self.settings.access
         head = call.exchange.head
         if not access.enabled:
             principal = authentication.anonymous(access.requests_per_minute, admin=access.admin_without_auth)
         else:
+            api_key = head.header(b"x-api-key") or (call.query("api_key") if key_in_query else None)
             principal = authentication.authenticate(
-                self.keys, head.header(b"authorization"), head.header(b"x-api-key"), clock.today()
+                self.keys, head.header(b"authorization"), api_key, clock.today()
             )
         call.key_id = principal.key_id
         return principal

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from urllib.parse import parse_qs
 
 from corral import errors
 from corral.catalogue import Model
 from corral.drivers import clock
 from corral.drivers.http_client import Address, Answer
-from corral.drivers.http_server import Exchange
 from corral.fleet import Lease
 from corral.formats import http1, openai, sse
 from corral.formats.openai import Intent
+from corral.formats.status import ModelState
 from corral.handlers.call import Call
 from corral.handlers.gate import Gate
 
@@ -28,7 +27,16 @@ log = logging.getLogger("corral.inference")
 ERROR_BODY_MAX_BYTES = 256 * 1024
 # What a client says to the gate and not to the engine: its key, and what we write ourselves.
 NOT_FORWARDED = frozenset(
-    {b"authorization", b"x-api-key", b"host", b"content-length", b"expect", b"x-request-id", b"origin"}
+    {
+        b"authorization",
+        b"x-api-key",
+        b"host",
+        b"content-length",
+        b"expect",
+        b"x-request-id",
+        b"x-model-load",
+        b"origin",
+    }
 )
 # What the engine says to the gate: the gate has its own Date, Server and rules for browsers.
 NOT_RETURNED = frozenset(
@@ -42,6 +50,7 @@ NOT_RETURNED = frozenset(
         b"access-control-allow-methods",
     }
 )
+LOADED_OR_LOADING = frozenset({ModelState.STARTING, ModelState.LOADING, ModelState.READY})
 # Without /v1 the engine speaks an older dialect of its own on these paths.
 UPSTREAM_PATHS = {path: "/v1" + path for path in ("/chat/completions", "/completions", "/embeddings")}
 
@@ -58,10 +67,11 @@ async def infer(gate: Gate, call: Call) -> None:
     principal = gate.authenticate(call)
     gate.admit(call, principal)
     body = await exchange.body()
-    intent = read_intent(exchange, body)
+    intent = read_intent(call, body)
     model = gate.choose_model(intent.model, principal)
     call.model = model.name
     refuse_impossible(exchange.head.path, model)
+    refuse_to_load(gate, call, model)
     exchange.expire(exchange.received_at + gate.settings.herd.request_max_s, partial(too_long, gate))
     try:
         await serve(gate, call, model, body)
@@ -116,12 +126,25 @@ def refuse_impossible(path: str, model: Model) -> None:
         )
 
 
-def read_intent(exchange: Exchange, body: bytes) -> Intent:
+def refuse_to_load(gate: Gate, call: Call, model: Model) -> None:
+    """`X-Model-Load: never`: who would rather go elsewhere than wait for a load is told so."""
+    wish = call.exchange.head.header(b"x-model-load")
+    if wish is None or wish.lower() != "never":
+        return
+    state = gate.fleet.state(model.name)
+    if state not in LOADED_OR_LOADING:
+        raise errors.ModelNotLoaded(
+            f"The model {model.name!r} is {state.value}, and this request forbids to load it (X-Model-Load). "
+            "POST /v1/models/load loads it."
+        )
+
+
+def read_intent(call: Call, body: bytes) -> Intent:
     """Which model a request is for: its body says so, or, where there is none, its query."""
-    if exchange.head.method == "POST":
-        return openai.read_intent(body, exchange.head.header(b"content-type") or "")
-    named = parse_qs(exchange.head.query).get("model")
-    return Intent(named[0] if named else None, False)
+    head = call.exchange.head
+    if head.method == "POST":
+        return openai.read_intent(body, head.header(b"content-type") or "")
+    return Intent(call.query("model"), False)
 
 
 def too_long(gate: Gate) -> errors.UpstreamTimeout:

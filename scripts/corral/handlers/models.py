@@ -5,7 +5,6 @@ from __future__ import annotations
 from urllib.parse import unquote
 
 from corral.catalogue import Model
-
 from corral.formats import openai
 from corral.handlers.call import Call
 from corral.handlers.gate import Gate
@@ -24,8 +23,13 @@ async def list_models(gate: Gate, call: Call) -> None:
 async def show_model(gate: Gate, call: Call) -> None:
     principal = gate.authenticate(call)
     gate.admit(call, principal)
-    name = unquote(call.exchange.head.path.removeprefix(PREFIX))
+    name = name_in(call.exchange.head.path)
     send_json(call, openai.model_object(card(gate, gate.choose_model(name, principal))))
+
+
+def name_in(path: str, action: str = "") -> str:
+    """The model that a path names, before what is to be done with it. Percent-decoded once."""
+    return unquote(path.removeprefix(PREFIX).removesuffix(action))
 
 
 def card(gate: Gate, model: Model) -> openai.ModelCard:

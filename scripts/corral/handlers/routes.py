@@ -6,8 +6,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 
 from corral import errors
+from corral.catalogue import Catalogue
 from corral.drivers.http_server import ClientGone, Exchange
-from corral.handlers import inference, models, replies, status
+from corral.handlers import inference, management, models, replies, status
 from corral.handlers.call import Call
 from corral.handlers.gate import Gate
 
@@ -38,6 +39,11 @@ PATHS: dict[str, Route] = {
     "/ready": get(status.is_ready),
     "/readyz": get(status.is_ready),
     "/v1/models": get(models.list_models),
+    "/v1/models/load": post(management.load),
+    "/v1/models/eject": post(management.eject),
+    "/v1/models/failed": get(management.failed),
+    "/v1/models/status": get(management.all_statuses),
+    "/v1/models/status/stream": get(management.status_stream),
     "/v1/chat/completions": post(inference.infer),
     "/v1/completions": post(inference.infer),
     "/v1/embeddings": post(inference.infer),
@@ -46,6 +52,11 @@ PATHS: dict[str, Route] = {
     "/completions": post(inference.infer),
     "/embeddings": post(inference.infer),
 }
+# What may follow a model's name. A name may hold slashes, so one that ends like this is a name first.
+MODEL_ACTIONS: dict[str, Route] = {
+    "/status": get(management.model_status),
+    "/reset": post(management.reset),
+}
 PREFIXES: tuple[tuple[str, Route], ...] = (
     ("/v1/models/", get(models.show_model)),
     # Whatever else the engine knows goes to the model that the request names.
@@ -53,10 +64,14 @@ PREFIXES: tuple[tuple[str, Route], ...] = (
 )
 
 
-def find(path: str, paths: dict[str, Route]) -> Route:
+def find(path: str, paths: dict[str, Route], catalogue: Catalogue) -> Route:
     route = paths.get(path)
     if route is not None:
         return route
+    if path.startswith(models.PREFIX) and catalogue.find(models.name_in(path)) is None:
+        for action, route in MODEL_ACTIONS.items():
+            if path.endswith(action):
+                return route
     for prefix, route in PREFIXES:
         if path.startswith(prefix):
             return route
@@ -91,14 +106,12 @@ class Routes:
 
     async def _dispatch(self, call: Call) -> None:
         exchange = call.exchange
-        method = exchange.head.method
-        route = find(exchange.head.path, self._paths) if exchange.head.path != "*" else get(status.root)
+        method, path = exchange.head.method, exchange.head.path
+        route = find(path, self._paths, self._gate.catalogue) if path != "*" else get(status.root)
         if method == "OPTIONS":
             replies.send_options(call, (*route.methods, "OPTIONS"))
         elif method in route.methods:
             await route.handler(self._gate, call)
         else:
             allow = ", ".join((*route.methods, "OPTIONS"))
-            raise errors.MethodNotAllowed(
-                f"{exchange.head.path} takes {allow}, not {method}.", headers=(("allow", allow),)
-            )
+            raise errors.MethodNotAllowed(f"{path} takes {allow}, not {method}.", headers=(("allow", allow),))

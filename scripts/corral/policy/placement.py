@@ -112,10 +112,10 @@ def _on_one(footprint: Footprint, gpus: Mapping[str, int]) -> Placement | None:
     return Placement(Kind.SINGLE, layers, (tightest,), (need,), footprint.host_bytes(layers))
 
 
-def _spread_over_one_of(
-    counts: range, footprint: Footprint, gpus: Mapping[str, int]
-) -> Placement | None:
-    tries = (_divided(Kind.SPREAD, footprint, _roomiest(gpus, count), footprint.layer_count) for count in counts)
+def _spread_over_one_of(counts: range, footprint: Footprint, gpus: Mapping[str, int]) -> Placement | None:
+    tries = (
+        _divided(Kind.SPREAD, footprint, _roomiest(gpus, count), footprint.layer_count) for count in counts
+    )
     return next((found for found in tries if found is not None), None)
 
 

@@ -30,12 +30,13 @@ COMING = frozenset({ModelState.STARTING, ModelState.LOADING, ModelState.BACKOFF}
 class Ticket:
     """One request's place in the queue, and later on a slot. Compared by identity."""
 
-    __slots__ = ("arrived_at", "granted_at", "model", "released", "request_id")
+    __slots__ = ("arrived_at", "granted_at", "model", "number", "released", "request_id")
 
     def __init__(self, request_id: str, model: str, now: float) -> None:
         self.request_id = request_id
         self.model = model
         self.arrived_at = now
+        self.number = 0  # in the order of arrival: two may come in one tick of the clock
         self.granted_at: float | None = None
         self.released = False
 
@@ -99,6 +100,7 @@ class ModelLimits(NamedTuple):
 class Scheduler:
     def __init__(self, models: Mapping[str, ModelLimits], models_max: int, now: float) -> None:
         self.models_max = models_max
+        self._arrivals = 0
         self._models = {
             name: ModelView(
                 limits.slots, limits.pinned, limits.queue_max, ModelState.OFF, OrderedDict(), set(), now
@@ -134,6 +136,8 @@ class Scheduler:
                 f"{len(view.waiting)} requests are waiting for {ticket.model!r} already. Try again later.",
                 retry_after_s=1,
             )
+        self._arrivals += 1
+        ticket.number = self._arrivals
         view.waiting[ticket] = None
         return self._decide(now)
 
@@ -198,7 +202,7 @@ class Scheduler:
     def _make_loads(self) -> list[Action]:
         """Load what the longest waiting requests need, as far as there is room or room can be made."""
         wanted = sorted(
-            (next(iter(view.waiting)).arrived_at, name)
+            (next(iter(view.waiting)).number, name)
             for name, view in self._models.items()
             if view.waiting and view.state is ModelState.OFF
         )
@@ -207,14 +211,14 @@ class Scheduler:
             view.state in (ModelState.DRAINING, ModelState.STOPPING) for view in self._models.values()
         )
         actions: list[Action] = []
-        for arrived_at, name in wanted:
+        for number, name in wanted:
             if resident < self.models_max:
                 resident += 1
                 self._models[name].state = ModelState.STARTING
                 actions.append(Load(name))
             elif leaving > 0:
                 leaving -= 1  # room is on its way
-            elif victim := self._victim(arrived_at):
+            elif victim := self._victim(number):
                 actions += self._take_away(victim, "room")
         return actions
 
@@ -226,13 +230,13 @@ class Scheduler:
         view.state = ModelState.STOPPING
         return [Drain(name, reason), Stop(name)]
 
-    def _victim(self, arrived_at: float) -> str | None:
-        """Which model goes for a request that arrived then: idle before busy, least recently used first."""
+    def _victim(self, number: int) -> str | None:
+        """Which model goes for the request of this number: idle before busy, least recently used first."""
         candidates = [
             (bool(view.running or view.waiting), view.used_at, name)
             for name, view in self._models.items()
             if view.state is ModelState.READY
             and not view.pinned
-            and (not view.waiting or next(iter(view.waiting)).arrived_at > arrived_at)
+            and (not view.waiting or next(iter(view.waiting)).number > number)
         ]
         return min(candidates)[2] if candidates else None

@@ -67,6 +67,7 @@ class File:
             "tokenizer.ggml.merges": [],
             "tokenizer.ggml.bos_token_id": 0,
             "tokenizer.ggml.eos_token_id": 1,
+            "tokenizer.ggml.token_type_count": 2,  # an encoder's; others pass over it
         }
         zeros = [
             NewTensor(name, dims, kind, bytes(TENSOR_TYPES[NUMBER_OF[kind]].size_bytes(dims)))
