@@ -21,6 +21,7 @@ for a single request, from its body (`"stand_in": {"tokens": 9}`); the later bea
     deaf              do not notice that a client has gone
     die_after         SIGKILL itself after so many tokens (0: before the first byte)
     close_after       close the socket then                         hang_after       send nothing more then
+    body_bytes        close it after so many bytes of a body that is no stream
 """
 
 from __future__ import annotations
@@ -413,7 +414,7 @@ class Connection:
         else:
             for _ in self.tokens(answer, faults, slot):
                 pass
-            self.send_json(answer.whole(), head_bytes=head_bytes)
+            self.send_json(answer.whole(), head_bytes=head_bytes, body_bytes=faults.get("body_bytes"))
         self.server.journal.write("answered", tokens=self.tokens_sent)
 
     def stream(self, answer: Answer, tokens: Iterator[int], head_bytes: int) -> None:
@@ -455,11 +456,17 @@ class Connection:
                 raise ClientGoneError
             time.sleep(seconds)
 
-    def send_json(self, value: Any, status: int = 200, head_bytes: int = 0) -> None:
-        self.send(status, "application/json; charset=utf-8", json.dumps(value).encode(), head_bytes)
+    def send_json(
+        self, value: Any, status: int = 200, head_bytes: int = 0, body_bytes: int | None = None
+    ) -> None:
+        body = json.dumps(value).encode()
+        framing = f"Content-Length: {len(body)}"
+        self.send_head(status, "application/json; charset=utf-8", framing, head_bytes, body[:body_bytes])
+        if body_bytes is not None:
+            raise CloseNowError
 
-    def send(self, status: int, content_type: str, body: bytes, head_bytes: int = 0) -> None:
-        self.send_head(status, content_type, f"Content-Length: {len(body)}", head_bytes, body)
+    def send(self, status: int, content_type: str, body: bytes) -> None:
+        self.send_head(status, content_type, f"Content-Length: {len(body)}", 0, body)
 
     def send_head(
         self, status: int, content_type: str, framing: str, head_bytes: int, body: bytes = b""

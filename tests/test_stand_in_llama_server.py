@@ -245,6 +245,14 @@ def test_a_spoilt_answer_ends_where_it_was_ordered_to(
         assert stand_in.ask("GET", "/health")[0] == 200
 
 
+def test_a_body_ends_where_it_was_ordered_to(start: Start) -> None:
+    stand_in = start()
+    with stand_in.open(CHAT, {"stand_in": {"body_bytes": 10}}) as connection:
+        head, _, body = everything(connection).partition(b"\r\n\r\n")
+    assert body == b'{"choices"'
+    assert b"Content-Length: 10\r\n" not in head
+
+
 def test_a_huge_head_and_an_error_status_come_as_ordered(start: Start) -> None:
     stand_in = start()
     with stand_in.open(CHAT, {"stand_in": {"head_bytes": 100_000}}) as connection:

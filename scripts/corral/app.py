@@ -15,7 +15,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,17 +23,18 @@ import corral
 from corral import errors, settings, welcome
 from corral.catalogue import Catalogue
 from corral.drivers import clock, host_memory, process_facts, status_file, tasks
-from corral.drivers.gpu_probe import GpuProbe
+from corral.drivers.gpu_probe import GpuProbe, GpuReading
 from corral.drivers.http_client import HttpClient
 from corral.drivers.http_server import HttpServer, ServerLimits
 from corral.drivers.key_file_store import KeyFileStore
+from corral.drivers.learned_store import LearnedStore
 from corral.drivers.listening import listen_sockets
 from corral.drivers.log_files import LogFiles
 from corral.drivers.model_store import catalogue
 from corral.drivers.patrol import Patrol
 from corral.drivers.process import Child, spawn
 from corral.drivers.reaper import Reaper
-from corral.fleet import Fleet, LlamaEngines
+from corral.fleet import Fleet, FleetMemory, LlamaEngines
 from corral.formats import http1
 from corral.formats.status import ModelState, Phase, StatusDocument, to_json
 from corral.handlers import replies
@@ -69,6 +70,9 @@ class App:
         self.patrol = Patrol()
         self.client = HttpClient(self.patrol)
         self.metrics = Metrics(corral.__version__, clock.wall())
+        self.gpu_probe = GpuProbe.open() if config.herd.gpu_enabled else None
+        self.gpus = self.gpu_probe.read() if self.gpu_probe is not None else ()
+        self.learned = LearnedStore(config.paths.state / "corral.db")
         self.key_store = KeyFileStore(config.access.keys_file)
         self.catalogue: Catalogue
         self.fleet: Fleet
@@ -115,14 +119,25 @@ class App:
 
     def _build_fleet(self) -> Fleet:
         herd = self.settings.herd
+        environment = settings.children_environment(self.settings)
         engines = LlamaEngines(
             self.settings,
             self.catalogue,
-            settings.children_environment(self.settings),
+            environment,
             self.client,
             self.logs,
             self.reaper,
             frozenset({self.settings.server.port, self.settings.server.health_port}),
+            has_gpus=bool(self.gpus),
+        )
+        memory = FleetMemory(
+            self.settings,
+            self.catalogue,
+            engines.plain_command,
+            environment,
+            self.gpu_probe,
+            self.learned,
+            self.metrics,
         )
         limits = {
             model.name: ModelLimits(
@@ -135,10 +150,12 @@ class App:
         return Fleet(
             limits,
             engines,
+            memory,
             self.metrics,
             models_max=herd.models_max,
             idle_timeout_s=herd.idle_timeout_s,
             queue_timeout_s=herd.queue_timeout_s,
+            look_every_s=herd.gpu_monitoring_interval_s,
             on_change=self._status_changed,
         )
 
@@ -288,6 +305,7 @@ class App:
         if hasattr(self, "server"):
             await self.server.close()
         self._ended = True
+        self.learned.close()
         if self._health is not None and self._health.alive:
             self._health.signal_group(signal.SIGTERM)
             await self._health.exited
@@ -295,10 +313,8 @@ class App:
         self.logs.stop()
 
 
-def hardware() -> str:
+def hardware(gpus: Sequence[GpuReading]) -> str:
     """What the models run on, in words."""
-    probe = GpuProbe.open()
-    gpus = probe.read() if probe is not None else ()
     if gpus:
         return ", ".join(f"{gpu.name} ({welcome.size(gpu.total_bytes)})" for gpu in gpus)
     memory = host_memory.read()
@@ -319,7 +335,7 @@ async def serve(config: Settings) -> int:
         await app.close()
         print(f"corral: {error}", file=sys.stderr)
         return 1
-    print(welcome.screen(app.settings, app.catalogue, app.port, hardware()), flush=True)
+    print(welcome.screen(app.settings, app.catalogue, app.port, hardware(app.gpus)), flush=True)
     # What is there now stays: the collector need never look at it again.
     gc.collect()
     gc.freeze()

@@ -208,6 +208,19 @@ class Metrics:
             LOAD_BOUNDS,
             "model",
         )
+        self.model_vram_bytes = self._gauge("router_model_vram_bytes", "VRAM usage per model", "model")
+        self.vram_estimate_error_ratio = self._gauge(
+            "router_vram_estimate_error_ratio",
+            "How far the prediction was off: 0.1 is ten per cent too much, -0.1 too little",
+            "model",
+        )
+        self.gpu_memory_used_bytes = self._gauge(
+            "router_gpu_memory_used_bytes", "Memory in use, by whomever", "gpu"
+        )
+        self.gpu_memory_total_bytes = self._gauge("router_gpu_memory_total_bytes", "Memory there is", "gpu")
+        self.gpu_memory_reserved_bytes = self._gauge(
+            "router_gpu_memory_reserved_bytes", "Memory that is promised to models", "gpu"
+        )
         self.model_restarts = self._counter(
             "router_model_restarts_total", "Starts of a model after its process died", "model"
         )

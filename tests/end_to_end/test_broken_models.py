@@ -24,7 +24,7 @@ from tests.end_to_end.talk import (
     model_status,
     open_chat,
 )
-from tests.support import Corral, ask, running_corral, wait_until
+from tests.support import Corral, ask, free_port, running_corral, wait_until
 
 BROKEN = ("absent", "truncated", "garbage", "empty")
 LAST_WORDS = "failed to load model"
@@ -32,19 +32,25 @@ DEATHS_MAX = 5
 
 
 @pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of model files that are none."""
+    folder = tmp_path_factory.mktemp("broken")
+    demo = demo_models.demo()
+    (folder / "truncated.gguf").write_bytes(demo[: len(demo) // 2])
+    (folder / "garbage.gguf").write_bytes(bytes(range(256)) * 4096)
+    (folder / "empty.gguf").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture(scope="module")
 def corral(
-    tmp_path_factory: pytest.TempPathFactory, llama_server: Path, demo_files: Path
+    tmp_path_factory: pytest.TempPathFactory, llama_server: Path, demo_files: Path, broken: Path
 ) -> Iterator[Corral]:
     """It serves four broken files and a good one. A fifth broken one is to be loaded from the start."""
-    broken = tmp_path_factory.mktemp("broken")
-    demo = demo_models.demo()
-    (broken / "truncated.gguf").write_bytes(demo[: len(demo) // 2])
-    (broken / "garbage.gguf").write_bytes(bytes(range(256)) * 4096)
-    (broken / "empty.gguf").write_bytes(b"")
     entries = {name: {"model_path": str(broken / f"{name}.gguf")} for name in BROKEN}
     entries["doomed"] = entries["garbage"]
     with running_corral(
-        tmp_path_factory.mktemp("broken"),
+        tmp_path_factory.mktemp("herd"),
         llama_server,
         demo_files,
         config={
@@ -52,6 +58,20 @@ def corral(
             "server_pool": {"size": 10},
             "models": entries | {"demo": {"model_path": "demo.gguf"}},
         },
+    ) as instance:
+        yield instance
+
+
+@pytest.fixture(scope="module", autouse=True)
+def single(
+    tmp_path_factory: pytest.TempPathFactory, llama_server: Path, demo_files: Path, broken: Path
+) -> Iterator[Corral]:
+    """In single-model mode, and that model is broken. It takes its time to give up, so it begins at once."""
+    with running_corral(
+        tmp_path_factory.mktemp("single"),
+        llama_server,
+        demo_files,
+        environment={"MODEL_PATH": str(broken / "garbage.gguf"), "PORT_BACKEND": str(free_port())},
     ) as instance:
         yield instance
 
@@ -116,3 +136,9 @@ def test_five_deaths_in_a_row_are_enough(corral: Corral) -> None:
     logs = list((corral.data / "logs" / "llama-doomed").glob("*_server_*.log"))
     assert len(logs) == DEATHS_MAX
     assert ask(f"{corral.url}/ping").status == 200
+
+
+def test_in_single_model_mode_the_models_failure_is_the_machines(single: Corral) -> None:
+    wait_until(lambda: is_in_state(single, "failed", "garbage"), "its model is given up", 30)
+    for url in (single.url, single.health_url):
+        assert [ask(url + path).status for path in ("/ping", "/ready", "/live")] == [503, 503, 200]

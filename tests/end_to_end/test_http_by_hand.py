@@ -70,14 +70,14 @@ def test_pipelined_requests_are_answered_in_order(corral: Corral) -> None:
 
 def test_a_client_that_pipelines_and_reads_nothing_fills_nobodys_memory(impatient: Corral) -> None:
     before = metric(impatient, "process_resident_memory_bytes")
+    burst = f"GET /metrics HTTP/1.1\r\n{HOST}\r\n".encode() * 1000
     with wire(impatient) as connection:
         connection.socket.settimeout(0.5)
-        many = f"GET /metrics HTTP/1.1\r\n{HOST}\r\n".encode() * 100
-        with pytest.raises(TimeoutError):  # nobody reads on: the client has to wait
+        with pytest.raises(TimeoutError):  # what the sockets hold is full, and nobody reads on
             for _ in range(1000):
-                connection.say(many)
+                connection.say(burst)
         assert ask(f"{impatient.url}/ping").status == 200
-        assert metric(impatient, "process_resident_memory_bytes") - before < 30 * 2**20
+        assert metric(impatient, "process_resident_memory_bytes") - before < 20 * 2**20
 
 
 def test_a_chunked_body_is_read_whatever_its_pieces(corral: Corral) -> None:
@@ -336,22 +336,23 @@ def test_a_connection_is_closed_without_a_word(impatient: Corral, said: str) -> 
 
 
 def test_hundreds_of_slow_streams_do_not_slow_down_a_probe(impatient: Corral) -> None:
-    slow = chat(stream=True, stand_in={"tokens": 20, "token_delay_s": 0.2})
+    slow = request(impatient, chat(stream=True, stand_in={"tokens": 1000, "token_delay_s": 0.2}))
     with ExitStack() as stack:
-        clients = [stack.enter_context(wire(impatient)) for _ in range(200)]
-        for client in clients:
-            client.say(request(impatient, slow))
+        clients = []
+        for _ in range(200):
+            clients.append(stack.enter_context(wire(impatient)))
+            clients[-1].say(slow)
         wait_until(lambda: metric(impatient, "router_active_requests") == 200, "all of them stream")
+        for client in clients:
+            assert b" 200 OK\r\n" in client.socket.recv(1024)
         took_s = []
         for _ in range(20):
             began = time.perf_counter()
             assert ask(f"{impatient.url}/ping").status == 200
             took_s.append(time.perf_counter() - began)
         assert metric(impatient, "router_active_requests") == 200
-        for client in clients:
-            *parts, last = events(client.hear("POST").body)
-            assert (streamed_text(parts).split()[-1], last) == ("token19", "[DONE]")
     assert statistics.median(took_s) < 0.05
+    wait_until(lambda: metric(impatient, "router_active_requests") == 0, "all are gone", 2.0)
 
 
 def test_a_form_with_a_file_reaches_the_engine_byte_by_byte(impatient: Corral) -> None:

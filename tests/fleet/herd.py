@@ -7,7 +7,7 @@ the fleet hears of it within that very call. So every interleaving can be writte
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -18,7 +18,9 @@ from corral.drivers.http_client import Address
 from corral.drivers.http_server import ClientGone
 from corral.fleet import Engine, EngineDied, Fleet, Lease
 from corral.metrics import Metrics
+from corral.policy.guard import Decision, Impossible, Place
 from corral.policy.liveness import Sample
+from corral.policy.placement import Kind, Placement
 from corral.policy.scheduler import ModelLimits
 from tests.in_a_loop import DEADLINE_S, turns
 from tests.waiting import eventually
@@ -27,14 +29,18 @@ FIRST_PORT = 9001
 LOG_TAIL = ["loading", "no such tensor"]
 
 
+SOMEWHERE = Placement(Kind.CPU, 0, (), (), 1)
+
+
 class FakeEngine:
     def __init__(self, model: str, port: int) -> None:
         self.model = model
         self.address = Address("127.0.0.1", port)
         self.stops = 0
-        self.tail = LOG_TAIL
+        self.stopped = False
+        self.alive = True
         self._is_ready = False
-        self._ending: str | None = None
+        self._ending = ""
         self._bell = tasks.Bell()
 
     # What the fleet needs ----------------------------------------------------------------------
@@ -43,39 +49,36 @@ class FakeEngine:
     def pid(self) -> int:
         return self.address.port * 10
 
-    @property
-    def alive(self) -> bool:
-        return self._ending is None
-
-    @property
-    def stopped(self) -> bool:
-        return self.stops > 0
-
-    async def says_healthy(self) -> bool:
-        return True
-
-    async def sample(self) -> Sample:
-        return Sample(0.0, (), 0.0, 0)
-
-    def kill(self, reason: str) -> None:
-        self.ends(reason)
-
     async def until_ready(self) -> None:
         while not self._is_ready:
-            if self._ending is not None:
+            if not self.alive:
                 raise EngineDied(self._ending)
             await self._bell
 
     async def until_exit(self) -> str:
-        while self._ending is None:
+        while self.alive:
             await self._bell
         return self._ending
 
-    async def stop(self) -> None:
+    async def stop(self) -> bool:
         self.stops += 1
+        self.stopped = True
+        return True
+
+    def ran_out_of_memory(self) -> bool:
+        return False
+
+    async def says_healthy(self) -> bool:
+        return self._is_ready
+
+    async def sample(self) -> Sample:
+        return Sample(clock.monotonic(), (), 0.0, 0)
+
+    def kill(self, reason: str) -> None:
+        self.ends(reason)
 
     def log_tail(self, lines: int) -> list[str]:
-        return self.tail[-lines:]
+        return LOG_TAIL[-lines:]
 
     # What the test says ------------------------------------------------------------------------
 
@@ -84,12 +87,9 @@ class FakeEngine:
         self._bell.ring()
 
     def ends(self, how: str = "exit code 1") -> None:
+        self.alive = False
         self._ending = how
         self._bell.ring()
-
-    @property
-    def is_alive(self) -> bool:
-        return self._ending is None
 
 
 class FakeEngines:
@@ -97,11 +97,15 @@ class FakeEngines:
 
     def __init__(self) -> None:
         self.started: list[FakeEngine] = []
+        self.warmed: list[str] = []
         self.refusal: Exception | None = None
         self.is_slow = False
         self._bells: list[tasks.Bell] = []
 
-    async def start(self, model: str) -> Engine:
+    def warm(self, model: str) -> None:
+        self.warmed.append(model)
+
+    async def start(self, model: str, placement: Placement) -> Engine:
         if self.is_slow:
             bell = tasks.Bell()
             self._bells.append(bell)
@@ -123,6 +127,61 @@ class FakeEngines:
     def of(self, model: str) -> FakeEngine:
         """The newest engine of a model."""
         return [engine for engine in self.started if engine.model == model][-1]
+
+
+class FakeMemory:
+    """Has room for everything, unless the test says otherwise, and gives back what nobody holds."""
+
+    restless = False
+
+    def __init__(self) -> None:
+        self.says: dict[str, Decision] = {}
+        self.held: set[str] = set()
+        self.retries: set[str] = set()
+
+    def decide(self, model: str, idle: Sequence[str], busy: Sequence[str]) -> Decision:
+        return self.says.get(model, Place(SOMEWHERE))
+
+    def reserve(self, model: str, placement: Placement) -> None:
+        assert model not in self.held
+        self.held.add(model)
+
+    def relieve(self, idle: Sequence[str]) -> Sequence[str]:
+        return ()
+
+    def refusal(self, impossible: Impossible) -> errors.CorralError:
+        return errors.InsufficientVram(f"no room for {impossible.model}")
+
+    def spawned(self, model: str, pid: int) -> None:
+        assert model in self.held
+
+    def loaded(self, model: str) -> None:
+        assert model in self.held
+
+    def stopping(self, model: str) -> None:
+        assert model in self.held
+
+    def ran_out(self, model: str) -> bool:
+        return model in self.retries
+
+    def gone(self, model: str, *, reaped: bool) -> None:
+        if reaped:
+            self.held.discard(model)
+
+    def never_started(self, model: str) -> None:
+        self.held.discard(model)
+
+    def holds(self, model: str) -> bool:
+        return model in self.held
+
+    def held_bytes(self, model: str) -> int:
+        return 0
+
+    def look(self) -> Sequence[str]:
+        return ()
+
+    def publish(self) -> None:
+        pass
 
 
 class Client:
@@ -193,19 +252,23 @@ class Herd:
         self.metrics = Metrics("test", 0.0)
         self.on_change: Callable[[], None] = lambda: None
         limits = models or {"a": 1, "b": 1, "c": 1}
+        self.memory = FakeMemory()
         self.fleet = Fleet(
             {name: ModelLimits(slots, name in pinned, queue_max) for name, slots in limits.items()},
             self.engines,
+            self.memory,
             self.metrics,
             models_max=models_max,
             idle_timeout_s=idle_timeout_s,
             queue_timeout_s=queue_timeout_s,
+            look_every_s=5.0,
             on_change=lambda: self.on_change(),
         )
         self.models = tuple(limits)
         self.clients: list[Client] = []
 
     def ask(self, model: str, name: str = "request") -> Client:
+        self.now += 0.001  # nobody comes in the same instant as somebody else
         client = Client(self.fleet, model, name)
         self.clients.append(client)
         return client
@@ -247,14 +310,19 @@ class Herd:
     async def stop(self) -> None:
         """Stop the fleet. Processes that are told to end do so, and starts come to theirs."""
         stopped = tasks.outcome(self.fleet.stop())
-        await eventually(lambda: self._let_end() or stopped.done(), "the fleet has stopped")
+
+        def has_stopped() -> bool:
+            self._let_end()
+            return stopped.done()
+
+        await eventually(has_stopped, "the fleet has stopped")
         await stopped
 
     def _let_end(self) -> None:
         while self.engines.waiting:
             self.engines.go_on()
         for engine in self.engines.started:
-            if engine.stops and engine.is_alive:
+            if engine.stops and engine.alive:
                 engine.ends("exit code 0")
 
     async def close(self) -> None:
@@ -277,7 +345,7 @@ def play(herd: Herd, scenario: Scenario) -> Coroutine[Any, Any, None]:
         finally:
             await herd.close()
         herd.check_nothing_is_held()
-        assert not any(engine.is_alive for engine in herd.engines.started)
+        assert not any(engine.alive for engine in herd.engines.started)
 
     return asyncio.wait_for(played(), DEADLINE_S)
 

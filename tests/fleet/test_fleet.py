@@ -597,7 +597,7 @@ class Weather:
             assert not living or name in resident
 
     def engines(self) -> list[FakeEngine]:
-        return [engine for engine in self.herd.engines.started if engine.is_alive]
+        return [engine for engine in self.herd.engines.started if engine.alive]
 
     async def happens(self, arrivals: float, faults: float) -> None:
         """One thing of each kind, or not; and sometimes a turn of the loop, in which the woken run."""

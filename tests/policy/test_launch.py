@@ -32,7 +32,7 @@ def test_a_plain_model_gets_exactly_this_command_line() -> None:
     assert command(a_model("tiny")) == (
         *("/app/llama-server", "--model", "/models/tiny.gguf", "--alias", "tiny"),
         *("--host", "127.0.0.1", "--port", "8085", "-c", "4096", "-ngl", "99", "--parallel", "1"),
-        *("--metrics", "-fit", "off"),
+        *("--cache-ram", "0", "--metrics", "-fit", "off"),
     )
 
 
@@ -153,7 +153,7 @@ EMBEDDERS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 @pytest.mark.parametrize(("facts", "words"), EMBEDDERS.values(), ids=EMBEDDERS.keys())
 def test_an_embedding_model_is_started_as_one(facts: dict[str, Any], words: tuple[str, ...]) -> None:
     argv = command(embedder(context_length=512, **facts))
-    assert argv[argv.index("--parallel") + 2 : argv.index("--metrics")] == words
+    assert argv[argv.index("--parallel") + 2 : argv.index("--cache-ram")] == words
 
 
 def test_the_batch_of_an_embedding_model_holds_the_context_of_one_slot() -> None:
@@ -166,3 +166,19 @@ def test_slots_come_from_the_model_before_the_herd() -> None:
     assert launch.slots(a_model(), 3) == 3
     assert launch.slots(a_model(flags=("-np", "2")), 3) == 2
     assert launch.slots(a_model(flags=("--parallel", "7", "--parallel", "8")), 3) == 8
+
+
+def test_a_placement_says_how_many_layers_go_where() -> None:
+    argv = command(a_model(), gpu_layers=7, tensor_split=(3, 1))
+    assert argv[argv.index("-ngl") + 1] == "7"
+    assert argv[argv.index("--tensor-split") + 1] == "3,1"
+
+
+def test_a_split_of_the_users_own_stands() -> None:
+    argv = command(a_model(flags=("-ts", "1,1")), tensor_split=(3, 1))
+    assert "--tensor-split" not in argv
+
+
+def test_a_prompt_cache_is_the_users_to_ask_for() -> None:
+    argv = command(a_model(flags=("--cache-ram", "512")))
+    assert argv.count("--cache-ram") == 1

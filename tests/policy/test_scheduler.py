@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
 
 from corral import errors
 from corral.formats.status import ModelState
+from corral.policy.guard import Decision, EvictFirst, Impossible, Place, Reason, Wait
+from corral.policy.placement import Kind, Placement
 from corral.policy.scheduler import (
     Action,
     Drain,
@@ -18,11 +21,41 @@ from corral.policy.scheduler import (
     Ticket,
 )
 
+SOMEWHERE = Placement(Kind.CPU, 0, (), (), 1)
 ONE_SLOT = ModelLimits(slots=1, pinned=False, queue_max=10)
 
 
+class Guarded:
+    """A guard that says what the test says; without a word it has room for everything."""
+
+    def __init__(self) -> None:
+        self.says: dict[str, Decision] = {}
+        self.asked: list[tuple[str, list[str], list[str]]] = []
+        self.reserved: list[str] = []
+        self.to_go: tuple[str, ...] = ()
+
+    def decide(self, model: str, idle: Sequence[str], busy: Sequence[str]) -> Decision:
+        self.asked.append((model, list(idle), list(busy)))
+        return self.says.get(model, Place(SOMEWHERE))
+
+    def reserve(self, model: str, placement: Placement) -> None:
+        assert placement is SOMEWHERE
+        self.reserved.append(model)
+
+    def relieve(self, idle: Sequence[str]) -> Sequence[str]:
+        return [name for name in idle if name in self.to_go]
+
+    def refusal(self, impossible: Impossible) -> errors.CorralError:
+        return errors.InsufficientVram(f"no room for {impossible.model}")
+
+
+def guarded(guard: Guarded, models_max: int = 9) -> Scheduler:
+    return Scheduler({"a": ONE_SLOT, "b": ONE_SLOT, "c": ONE_SLOT}, models_max, guard, now=0.0)
+
+
 def scheduler(models_max: int = 2, **models: ModelLimits) -> Scheduler:
-    return Scheduler(models or {"a": ONE_SLOT, "b": ONE_SLOT, "c": ONE_SLOT}, models_max, now=0.0)
+    models = models or {"a": ONE_SLOT, "b": ONE_SLOT, "c": ONE_SLOT}
+    return Scheduler(models, models_max, Guarded(), now=0.0)
 
 
 def ready(herd: Scheduler, model: str, now: float = 0.0) -> list[Action]:
@@ -37,7 +70,7 @@ def arrive(herd: Scheduler, model: str, now: float) -> tuple[Ticket, list[Action
 def test_the_first_request_for_a_model_loads_it_and_waits() -> None:
     herd = scheduler()
     ticket, actions = arrive(herd, "a", 1.0)
-    assert actions == [Load("a")]
+    assert actions == [Load("a", SOMEWHERE)]
     assert herd.depth("a") == 1
     assert ready(herd, "a", 2.0) == [Grant(ticket)]
     assert ticket.granted_at == 2.0
@@ -106,7 +139,7 @@ def test_the_least_recently_used_idle_model_makes_room() -> None:
         herd.depart(arrive(herd, name, when)[0], when)
     _, actions = arrive(herd, "c", 3.0)
     assert actions == [Drain("b", "room"), Stop("b")]
-    assert herd.model_is("b", ModelState.OFF, 4.0) == [Load("c")]
+    assert herd.model_is("b", ModelState.OFF, 4.0) == [Load("c", SOMEWHERE)]
 
 
 def test_a_pinned_model_never_makes_room() -> None:
@@ -133,7 +166,7 @@ def test_a_busy_model_drains_for_an_older_request_and_finishes_what_runs() -> No
     younger, actions = arrive(herd, "a", 3.0)
     assert actions == []
     assert herd.depart(running, 4.0) == [Stop("a")]
-    assert herd.model_is("a", ModelState.OFF, 5.0) == [Load("b")]
+    assert herd.model_is("a", ModelState.OFF, 5.0) == [Load("b", SOMEWHERE)]
     herd.model_is("b", ModelState.LOADING, 5.0)
     assert Grant(waiting_for_b) in ready(herd, "b", 6.0)
     assert herd.depth("a") == 1
@@ -184,6 +217,91 @@ def test_a_model_that_works_is_never_idle() -> None:
     assert herd.unload_idle(1000.0, 10.0) == []
 
 
+class TestTheGuardsWord:
+    def test_a_place_is_reserved_before_the_load_is_ordered(self) -> None:
+        guard = Guarded()
+        assert arrive(guarded(guard), "a", 1.0)[1] == [Load("a", SOMEWHERE)]
+        assert guard.reserved == ["a"]
+
+    def test_it_is_told_who_is_idle_and_who_is_busy_the_least_recently_used_first(self) -> None:
+        guard = Guarded()
+        herd = guarded(guard)
+        for when, name in ((1.0, "b"), (2.0, "a")):
+            ready(herd, name)
+            herd.depart(arrive(herd, name, when)[0], when)
+        arrive(herd, "a", 3.0)
+        guard.asked.clear()
+        arrive(herd, "c", 4.0)
+        assert guard.asked == [("c", ["b"], ["a"])]
+
+    def test_models_that_must_go_first_go_and_the_load_waits(self) -> None:
+        guard = Guarded()
+        herd = guarded(guard)
+        ready(herd, "a")
+        guard.says["b"] = EvictFirst(("a",))
+        assert arrive(herd, "b", 1.0)[1] == [Drain("a", "room"), Stop("a")]
+        guard.says["b"] = Wait(Reason.RELEASING, ("a",))
+        assert herd.model_is("a", ModelState.STOPPING, 2.0) == []
+        del guard.says["b"]
+        assert herd.model_is("a", ModelState.OFF, 3.0) == [Load("b", SOMEWHERE)]
+
+    def test_busy_models_in_the_way_are_drained_for_an_older_request_only(self) -> None:
+        guard = Guarded()
+        herd = guarded(guard)
+        ready(herd, "a")
+        guard.says["b"] = Wait(Reason.BUSY, ("a",))
+        arrive(herd, "a", 1.0)
+        arrive(herd, "a", 2.0)
+        assert arrive(herd, "b", 3.0)[1] == []
+
+        herd = guarded(guard)
+        ready(herd, "a")
+        arrive(herd, "a", 1.0)
+        assert arrive(herd, "b", 2.0)[1] == [Drain("a", "room")]
+
+    def test_who_waits_for_an_impossible_model_is_refused_at_once(self) -> None:
+        guard = Guarded()
+        guard.says["a"] = Impossible("a", 1, 1, 1, 1, True, False, (), (), {})
+        (refused,) = arrive(guarded(guard), "a", 1.0)[1]
+        assert isinstance(refused, Refuse)
+        assert refused.error.code == "insufficient_vram"
+
+    def test_foreign_memory_drives_idle_models_out(self) -> None:
+        guard = Guarded()
+        herd = guarded(guard)
+        ready(herd, "a")
+        ready(herd, "b")
+        guard.to_go = ("b",)
+        assert herd.reconsider(1.0) == [Drain("b", "foreign"), Stop("b")]
+        assert herd.reconsider(2.0) == []
+
+    @pytest.mark.parametrize(
+        ("word", "expected"),
+        [
+            (Place(SOMEWHERE), ([Load("a", SOMEWHERE)], False)),
+            (Wait(Reason.LOADING, ("b",)), ([], True)),
+            (Wait(Reason.BUSY, ("b",)), ([], False)),
+            (EvictFirst(("b",)), ([], False)),
+        ],
+        ids=["room", "in a moment", "in use", "others in the way"],
+    )
+    def test_nothing_goes_for_a_model_that_nobody_waits_for(
+        self, word: Decision, expected: tuple[list[Action], bool]
+    ) -> None:
+        guard = Guarded()
+        guard.says["a"] = word
+        herd = guarded(guard)
+        ready(herd, "b")
+        assert herd.load_if_room("a") == expected
+        assert guard.asked == [("a", [], [])]
+
+    def test_a_model_that_is_there_or_has_no_place_is_not_loaded_again(self) -> None:
+        herd = guarded(Guarded(), models_max=1)
+        ready(herd, "a")
+        assert herd.load_if_room("a") == ([], False)
+        assert herd.load_if_room("b") == ([], False)
+
+
 class World:
     """Carries out what the scheduler says, at random speed: processes start, stop and die."""
 
@@ -195,7 +313,7 @@ class World:
             for name in "abcde"[: self.luck.randint(1, 5)]
         }
         self.limits = limits
-        self.herd = Scheduler(limits, self.models_max, now=0.0)
+        self.herd = Scheduler(limits, self.models_max, Guarded(), now=0.0)
         self.states = dict.fromkeys(limits, ModelState.OFF)
         self.now = 0.0
         self.tickets: list[Ticket] = []
@@ -207,7 +325,7 @@ class World:
                 case Grant(ticket):
                     assert self.states[ticket.model] is ModelState.READY
                     self.granted.add(ticket)
-                case Load(model):
+                case Load(model, _placement):
                     assert self.states[model] is ModelState.OFF
                     self.states[model] = ModelState.STARTING
                 case Drain(model, _reason):

@@ -186,9 +186,9 @@ class ClientConnection(asyncio.Protocol):
         self._answering, self._poured = True, False
         self._silence_s, self._on_silence = silence_s, on_silence
         self._deadline = clock.monotonic() + silence_s
-        self._reader.expect(method)
-        self.transport.write(data)
         try:
+            self._reader.expect(method)
+            self.transport.write(data)
             head = await self.next_event()
         except BaseException:
             self.abort()
@@ -248,7 +248,7 @@ class ClientConnection(asyncio.Protocol):
     def give_back(self) -> None:
         """The answer is complete: keep the connection if both sides want to."""
         self._answering = False
-        if not self._keep_alive or self.transport.is_closing():
+        if not self._keep_alive or self.transport.is_closing() or self._reader.buffered_bytes:
             self.abort()
             return
         self.resume()

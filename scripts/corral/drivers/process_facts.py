@@ -72,6 +72,12 @@ def work_of(pid: int) -> Work:
     )
 
 
+def peak_resident_bytes(pid: int) -> int:
+    """The most that it has ever held; 0 where the kernel does not say (proc_pid_status(5): VmHWM)."""
+    words = _words(f"/proc/{pid}/status")
+    return int(words[words.index(b"VmHWM:") + 1]) * 1024 if b"VmHWM:" in words else 0
+
+
 def _read_bytes(pid: int) -> int:
     """All that went through read calls, and what a memory-mapped file brought in from the disk."""
     words = _words(f"/proc/{pid}/io")

@@ -2,6 +2,8 @@
 
 fleet     events in, actions carried out; the single writer of scheduler and lifecycle state
 lease     what a request holds while it needs a model
+managed   one model as the fleet keeps it
+memory    the VRAM guard with eyes: readings, books, what was learnt
 engines   how a model becomes a process that answers
 watchman  whether that process still works, looked at on suspicion
 onlooker  somebody who follows the states of all models
@@ -10,6 +12,17 @@ onlooker  somebody who follows the states of all models
 from corral.fleet.engines import Engine, EngineDied, Engines, LlamaEngines
 from corral.fleet.fleet import Fleet
 from corral.fleet.lease import Lease
+from corral.fleet.memory import FleetMemory
 from corral.fleet.onlooker import Change, Onlooker
 
-__all__ = ["Change", "Engine", "EngineDied", "Engines", "Fleet", "Lease", "LlamaEngines", "Onlooker"]
+__all__ = [
+    "Change",
+    "Engine",
+    "EngineDied",
+    "Engines",
+    "Fleet",
+    "FleetMemory",
+    "Lease",
+    "LlamaEngines",
+    "Onlooker",
+]

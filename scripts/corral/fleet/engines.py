@@ -8,22 +8,25 @@ measured), never concluded from time.
 from __future__ import annotations
 
 import asyncio
+import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Protocol
 
 from corral import errors
 from corral.catalogue import Catalogue
-from corral.drivers import clock, process_facts, tasks
+from corral.drivers import clock, model_files, process_facts, tasks
 from corral.drivers.http_client import Address, HttpClient
 from corral.drivers.llama_process import LlamaProcess, exit_in_words
 from corral.drivers.log_files import LogFiles
+from corral.drivers.page_cache import PageCache
 from corral.drivers.ports import lowest_free_port
 from corral.drivers.reaper import Reaper
 from corral.formats import http1
+from corral.formats.engine_log import ran_out_of_memory
 from corral.formats.slots import read_busy
 from corral.policy import launch
 from corral.policy.liveness import LOAD_STALL_S, LoadProgress, Sample, StallTimer
+from corral.policy.placement import Placement
 from corral.settings import Settings
 
 # How often a loading process is asked whether it is ready: tiny models are ready after 20 ms (measured).
@@ -64,8 +67,11 @@ class Engine(Protocol):
     async def until_exit(self) -> str:
         """Wait until the process is gone; say how it went."""
 
-    async def stop(self) -> None:
-        """Close its sockets, end its process, return when it is reaped."""
+    async def stop(self) -> bool:
+        """Close its sockets and end its process. False: it could not be reaped, even so."""
+
+    def ran_out_of_memory(self) -> bool:
+        """Whether it has died for want of memory, as far as its last words tell."""
 
     def log_tail(self, lines: int) -> list[str]: ...
 
@@ -73,8 +79,11 @@ class Engine(Protocol):
 class Engines(Protocol):
     """Where engines come from."""
 
-    async def start(self, model: str) -> Engine:
-        """Start a process for a model. Raises EngineDied if there is none to be had."""
+    async def start(self, model: str, placement: Placement) -> Engine:
+        """Start a process for a model, there. Raises EngineDied if there is none to be had."""
+
+    def warm(self, model: str) -> None:
+        """Have its file read into memory by the time it is needed."""
 
 
 class LlamaEngine:
@@ -96,12 +105,13 @@ class LlamaEngine:
     async def until_ready(self) -> None:
         pause_s = POLL_S
         stall = StallTimer(LOAD_STALL_S, clock.monotonic())
+        exited = self._process.exited
         while self._process.alive:
             if await self.says_healthy():
                 return
             if stall.stalled(self._load_progress(), clock.monotonic()):
                 self.kill(f"its load stood still for {LOAD_STALL_S:.0f} s")
-            await asyncio.sleep(pause_s)
+            await asyncio.wait([exited], timeout=pause_s)
             pause_s = min(POLL_SLOWEST_S, pause_s * 1.2)
         raise EngineDied(await self.until_exit())
 
@@ -136,12 +146,16 @@ class LlamaEngine:
         how = exit_in_words(await self._process.exited)
         return f"{self._killed_because} ({how})" if self._killed_because else how
 
-    async def stop(self) -> None:
+    async def stop(self) -> bool:
         self.stopped = True
         # A llama-server in the middle of a request that is not streamed ignores SIGTERM until that
         # request's socket closes (measured), so the sockets go first.
         self._client.close(self.address)
-        await self._process.stop()
+        return await self._process.stop() is not None
+
+    def ran_out_of_memory(self) -> bool:
+        exit_code = self._process.exit_code
+        return exit_code is not None and ran_out_of_memory(self._process.tail(), exit_code)
 
     def log_tail(self, lines: int) -> list[str]:
         return self._process.tail(lines)
@@ -159,6 +173,8 @@ class LlamaEngines:
         logs: LogFiles,
         reaper: Reaper,
         own_ports: frozenset[int],
+        *,
+        has_gpus: bool,
     ) -> None:
         self._settings = settings
         self._catalogue = catalogue
@@ -166,34 +182,55 @@ class LlamaEngines:
         self._client = client
         self._logs = logs
         self._reaper = reaper
+        self._page_cache = PageCache()
+        self._has_gpus = has_gpus
         self._taken_ports = set(own_ports)
 
-    async def start(self, model: str) -> LlamaEngine:
+    def warm(self, model: str) -> None:
+        entry = self._catalogue.models[model]
+        self._page_cache.warm([*model_files.shard_paths(entry.path), *filter(None, [entry.mmproj])])
+
+    async def start(self, model: str, placement: Placement) -> LlamaEngine:
         binary = self._settings.paths.llama_server
         if binary is None:
             raise EngineDied("there is no llama-server: run `make engine`, or set LLAMA_SERVER_PATH")
         address = Address(self._settings.herd.backend_host, self._free_port())
-        argv = self._command(model, binary, address)
+        argv = self.command(model, str(binary), address, placement)
         log = self._logs.open(f"llama-{self._log_name(model)}", "server")
-        log.write(f"[corral] {' '.join(argv)}\n".encode())
+        log.write(f"[corral] {shlex.join(argv)}\n".encode("utf-8", "replace"))
         try:
-            process = LlamaProcess.start(argv, self._environment, log, self._reaper)
+            process = LlamaProcess.start(argv, self._surroundings(placement), log, self._reaper)
         except OSError as error:
             raise EngineDied(f"no process could be started: {error}") from error
         self._taken_ports.add(address.port)
         tasks.spawn(self._free_port_at_exit(process, address.port), f"the port of {model}")
         return LlamaEngine(process, address, self._client)
 
-    def _command(self, model: str, binary: Path, address: Address) -> tuple[str, ...]:
+    def command(
+        self, model: str, binary: str, address: Address, placement: Placement | None = None
+    ) -> tuple[str, ...]:
+        """The command line; without a placement, as the settings alone would have it."""
         return launch.command(
             self._catalogue.models[model],
-            llama_server=str(binary),
+            llama_server=binary,
+            gpu_layers=placement.layers if placement is not None and self._has_gpus else None,
+            tensor_split=placement.tensor_split if placement is not None else (),
             host=address.host,
             port=address.port,
             default_parallel=self._settings.herd.default_parallel,
             threads=self._settings.herd.cpu_threads,
             flash_attention=self._settings.herd.flash_attention,
         )
+
+    def plain_command(self, model: str) -> tuple[str, ...]:
+        """What the settings alone say, for predictions: where it listens makes no difference to those."""
+        return self.command(model, "llama-server", Address(self._settings.herd.backend_host, 0))
+
+    def _surroundings(self, placement: Placement) -> Mapping[str, str]:
+        """The environment of a process: it sees the GPUs that it was given, by UUID, and no other."""
+        if not self._has_gpus:
+            return self._environment
+        return {**self._environment, "CUDA_VISIBLE_DEVICES": ",".join(placement.gpus)}
 
     def _log_name(self, model: str) -> str:
         single = self._settings.single_model is not None

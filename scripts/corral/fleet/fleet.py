@@ -7,8 +7,8 @@ so no two events ever see the same free slot.
     async with fleet.lease(model, request_id) as lease:
         ... lease.address is a llama-server that is ready, and one of its slots is ours ...
 
-A model that is wanted has a keeper: one coroutine that follows one process from its start to its end
-and reports each step. The keeper acts; what its reports mean, the table decides.
+A model that is wanted has a keeper: one coroutine that follows one process from its start to its end,
+until its memory has come back. The keeper acts; what its reports mean, the table decides.
 """
 
 from __future__ import annotations
@@ -17,44 +17,31 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
 
 from corral import errors
 from corral.drivers import clock, tasks
 from corral.drivers.http_client import Address
 from corral.fleet.engines import Engine, EngineDied, Engines
 from corral.fleet.lease import Lease
-from corral.fleet.onlooker import Change, Onlooker
+from corral.fleet.managed import ManagedModel, Memory, failure, queue_timeout, shutting_down, status
+from corral.fleet.onlooker import Change, Gallery, Onlooker
 from corral.fleet.watchman import Watchman
 from corral.formats.status import ModelState, ModelStatus
 from corral.metrics import Metrics
 from corral.policy.lifecycle import RESIDENT, Deaths, Event, next_state
+from corral.policy.placement import Placement
 from corral.policy.scheduler import Action, Drain, Grant, Load, ModelLimits, Refuse, Scheduler, Stop, Ticket
 
 log = logging.getLogger("corral.fleet")
 
 TICK_S = 0.25
 LOG_TAIL_LINES = 8
-
-
-@dataclass
-class ManagedModel:
-    """One model of the herd: its state, and whatever is alive of it."""
-
-    name: str
-    state: ModelState = ModelState.OFF
-    engine: Engine | None = None
-    watchman: Watchman | None = None
-    load_began_at: float = 0.0
-    ready_at: float = math.inf
-    deaths: Deaths = field(default_factory=Deaths)
-    died_loading: bool = False
-    retry_at: float = math.inf
-    last_words: str = ""
-    # Whether it has come up, or shown that it won't, since the start.
-    settled: bool = False
+RELEASE_POLL_S = 0.1
+# After SIGTERM's and SIGKILL's own patience there is nothing left to hope for.
+STOP_TIMEOUT_S = 30.0
 
 
 class Fleet:
@@ -62,23 +49,28 @@ class Fleet:
         self,
         limits: Mapping[str, ModelLimits],
         engines: Engines,
+        memory: Memory,
         metrics: Metrics,
         *,
         models_max: int,
         idle_timeout_s: float | None,
         queue_timeout_s: float,
+        look_every_s: float,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
-        self._scheduler = Scheduler(limits, models_max, clock.monotonic())
+        self._scheduler = Scheduler(limits, models_max, memory, clock.monotonic())
         self._models = {name: ManagedModel(name) for name in limits}
         self._leases: dict[Ticket, Lease] = {}
         self._engines = engines
+        self._memory = memory
         self._metrics = metrics
-        self._models_max = models_max
         self._idle_timeout_s = idle_timeout_s
         self._queue_timeout_s = queue_timeout_s
+        self._look_every_s = look_every_s
+        self._looked_at = 0.0
+        self._to_preload: list[str] = []
         self._on_change = on_change
-        self._onlookers: set[Onlooker] = set()
+        self._gallery = Gallery()
         self._closing = False
         self._preloaded: tuple[str, ...] = ()
         for model in self._models.values():
@@ -94,8 +86,10 @@ class Fleet:
             raise shutting_down()
         model = self._models[lease.ticket.model]
         if model.state is ModelState.FAILED or (model.state is ModelState.BACKOFF and model.died_loading):
-            raise self._failure(model)
+            raise failure(model)
         self._leases[lease.ticket] = lease
+        if model.state is ModelState.OFF:
+            self._engines.warm(model.name)
         self._carry_out(self._scheduler.arrive(lease.ticket, lease.ticket.arrived_at))
 
     def depart(self, lease: Lease) -> None:
@@ -122,17 +116,17 @@ class Fleet:
         return self._scheduler.running(model)
 
     def statuses(self) -> dict[str, ModelStatus]:
-        return {model.name: status(model) for model in self._models.values()}
+        return {model.name: self._status(model) for model in self._models.values()}
 
-    @contextmanager
-    def watch(self) -> Iterator[Onlooker]:
+    def _status(self, model: ManagedModel) -> ModelStatus:
+        return status(model, self._memory.held_bytes(model.name))
+
+    def publish_memory(self) -> None:
+        self._memory.publish()
+
+    def watch(self) -> AbstractContextManager[Onlooker]:
         """Follow every change from now on, until the end of the block."""
-        onlooker = Onlooker()
-        self._onlookers.add(onlooker)
-        try:
-            yield onlooker
-        finally:
-            self._onlookers.discard(onlooker)
+        return self._gallery.watch()
 
     @property
     def preload_settled(self) -> bool:
@@ -147,15 +141,27 @@ class Fleet:
     # From people -------------------------------------------------------------------------------
 
     def preload(self, names: tuple[str, ...]) -> None:
-        """Load these at the start, as far as they fit; the others count as settled."""
+        """Load these at the start, as far as there is room for them; the others count as settled."""
         self._preloaded = names
-        for name in names:
-            if self._resident() < self._models_max:
-                self._move(self._models[name], Event.LOAD)
-            else:
-                self._models[name].settled = True
-                log.warning("%s is not preloaded: %d models are the most at a time", name, self._models_max)
+        self._to_preload = list(names)
+        self._go_on_preloading()
         self._announce()
+
+    def _go_on_preloading(self) -> None:
+        """Those for which there may be room in a moment are tried again then: some loads go one by one."""
+        still_to_come = []
+        for name in self._to_preload:
+            model = self._models[name]
+            if model.settled or model.state is not ModelState.OFF:
+                continue  # named twice, or wanted by a request already
+            actions, again = self._scheduler.load_if_room(name)
+            self._carry_out(actions)
+            if again:
+                still_to_come.append(name)
+            elif not actions:
+                model.settled = True
+                log.warning("%s is not preloaded: there is no room for it beside the others", name)
+        self._to_preload = still_to_come
 
     async def load(self, name: str) -> Address:
         """Bring a model up, as a request for it would; when it is ready to serve, where."""
@@ -206,16 +212,31 @@ class Fleet:
             self.tick(clock.monotonic())
 
     def tick(self, now: float) -> None:
+        if self._closing:
+            return
         for ticket, lease in tuple(self._leases.items()):
             if ticket.granted_at is None and now - ticket.arrived_at >= self._queue_timeout_s:
-                self._refuse(lease, queue_timeout(ticket, now, self._scheduler.depth(ticket.model)))
+                self._refuse(lease, queue_timeout(ticket, now, self._scheduler.depth(ticket.model) - 1))
         for model in self._models.values():
             if model.state is ModelState.BACKOFF and now >= model.retry_at:
-                # Another model may have taken the place meanwhile. Then this one is simply off.
-                room = self._resident() < self._models_max
-                self._move(model, Event.RETRY if room else Event.STOP)
+                self._try_again(model)
         if self._idle_timeout_s is not None:
             self._carry_out(self._scheduler.unload_idle(now, self._idle_timeout_s))
+        if self._memory.restless or self._leases or now - self._looked_at >= self._look_every_s:
+            self._looked_at = now
+            self._memory.look()
+            self._carry_out(self._scheduler.reconsider(now))
+            self._go_on_preloading()
+
+    def _try_again(self, model: ManagedModel) -> None:
+        """The pause after a death is over. Who waits for it may make room; else it must find some."""
+        if self._scheduler.depth(model.name):
+            self._move(model, Event.STOP)
+            return
+        actions, again = self._scheduler.load_if_room(model.name)
+        self._carry_out(actions)
+        if not actions and not again:
+            self._move(model, Event.STOP)
 
     # Carrying out ------------------------------------------------------------------------------
 
@@ -226,14 +247,21 @@ class Fleet:
                     self._leases[ticket].settle()
                 case Refuse(ticket, error):
                     self._refuse(self._leases[ticket], error)
-                case Load(name):
-                    self._step(self._models[name], Event.LOAD)
+                case Load(name, placement):
+                    self._begin(self._models[name], placement)
                 case Drain(name, reason):
                     log.info("%s is unloaded (%s)", name, reason)
                     self._metrics.model_evictions.labels(name, reason).inc()
                     self._step(self._models[name], Event.DRAIN)
                 case Stop(name):
                     self._step(self._models[name], Event.DRAINED)
+
+    def _begin(self, model: ManagedModel, placement: Placement) -> None:
+        model.placement = placement
+        if model.retry_at < math.inf:
+            model.retry_at = math.inf
+            self._metrics.model_restarts.labels(model.name).inc()
+        self._step(model, Event.RETRY if model.state is ModelState.BACKOFF else Event.LOAD)
 
     def _refuse(self, lease: Lease, error: errors.CorralError) -> None:
         self.depart(lease)
@@ -249,54 +277,82 @@ class Fleet:
         model.state = next_state(model.state, event)
         self._publish(model)
         # Before the next state, into which what follows may lead within this very call.
-        self._announce(Change(model.name, status(model)))
+        self._announce(Change(model.name, self._status(model)))
         if model.state is ModelState.STARTING:
             model.load_began_at = clock.monotonic()
             tasks.spawn(self._keep(model), f"the keeper of {model.name}")
         elif model.state is ModelState.STOPPING and model.engine is not None:
-            tasks.spawn(model.engine.stop(), f"the stop of {model.name}")
+            tasks.spawn(self._end(model, model.engine), f"the end of {model.name}")
 
     def _announce(self, *changes: Change) -> None:
         """Tell everybody who looks on; without a change, that something about the whole is new."""
-        for onlooker in self._onlookers:
-            onlooker.tell(*changes)
+        self._gallery.tell(*changes)
         self._on_change()
 
     def _publish(self, model: ManagedModel) -> None:
         for state in ModelState:
             self._metrics.model_state.labels(model.name, state.value).set(float(state is model.state))
 
-    def _resident(self) -> int:
-        return sum(model.state in RESIDENT for model in self._models.values())
-
     # From processes ----------------------------------------------------------------------------
 
     async def _keep(self, model: ManagedModel) -> None:
-        """Follow one process from its start to its end."""
+        """Follow one process from its start to its end, and report how it ended."""
         try:
-            engine = model.engine = await self._engines.start(model.name)
-            if model.state is ModelState.STOPPING:
-                await engine.stop()
-            else:
-                self._move(model, Event.SPAWNED)
-                await engine.until_ready()
-                if model.state is ModelState.LOADING:
-                    self._ready(model, engine)
-            how = await engine.until_exit()
+            how = await self._follow(model)
         except EngineDied as death:
             how = str(death)
+        except Exception as error:
+            # A mistake of ours must not leave the model half-way for ever, with all who wait for it.
+            log.exception("the keeper of %s failed", model.name)
+            how = f"Corral failed on it: {error!r}"
+            if model.engine is not None:
+                await model.engine.stop()
+        model.good_spell_s = max(model.good_spell_s, clock.monotonic() - model.ready_at)
+        model.ready_at = math.inf
         if model.state is ModelState.STOPPING:
+            await self._given_back(model)
             model.engine = model.watchman = None
             log.info("%s is off", model.name)
             self._move(model, Event.EXITED)
         else:
             self._died(model, how)
 
+    async def _follow(self, model: ManagedModel) -> str:
+        assert model.placement is not None
+        try:
+            engine = model.engine = await self._engines.start(model.name, model.placement)
+        except EngineDied:
+            self._memory.never_started(model.name)
+            raise
+        self._memory.spawned(model.name, engine.pid)
+        if model.state is ModelState.STOPPING:
+            await self._end(model, engine)
+        else:
+            self._move(model, Event.SPAWNED)
+            await engine.until_ready()
+            if model.state is ModelState.LOADING:
+                self._ready(model, engine)
+        return await engine.until_exit()
+
+    async def _end(self, model: ManagedModel, engine: Engine) -> None:
+        self._memory.stopping(model.name)
+        if not await engine.stop():
+            self._memory.gone(model.name, reaped=False)
+
+    async def _given_back(self, model: ManagedModel) -> None:
+        """Wait until the memory of a process that is gone is seen to be free again."""
+        self._memory.gone(model.name, reaped=True)
+        while self._memory.holds(model.name):
+            self._memory.look()
+            if self._memory.holds(model.name):
+                await asyncio.sleep(RELEASE_POLL_S)
+
     def _ready(self, model: ManagedModel, engine: Engine) -> None:
         model.ready_at = clock.monotonic()
         model.settled = True
         model.watchman = Watchman(model.name, engine, lambda: self._scheduler.running(model.name))
         tasks.spawn(model.watchman.walk(), f"the watchman of {model.name}")
+        self._memory.loaded(model.name)
         seconds = model.ready_at - model.load_began_at
         self._metrics.model_load_seconds.labels(model.name).observe(seconds)
         log.info("%s is READY on port %d after %.2f s", model.name, engine.address.port, seconds)
@@ -311,29 +367,23 @@ class Fleet:
         tail = model.engine.log_tail(LOG_TAIL_LINES) if model.engine is not None else []
         model.last_words = " | ".join([how, *tail])
         model.died_loading = model.state in (ModelState.STARTING, ModelState.LOADING)
-        model.deaths = model.deaths.another(lived_s=max(0.0, now - model.ready_at))
+        model.deaths = model.deaths.another(lived_s=model.good_spell_s)
         model.retry_at = now + model.deaths.pause_s(random.random())
+        if model.died_loading and model.engine is not None and model.engine.ran_out_of_memory():
+            log.warning("%s ran out of memory; more is reserved for it from now on", model.name)
+            if self._memory.ran_out(model.name):
+                # Once more at once, with everything idle out of the way. Who waits, waits on.
+                model.died_loading, model.retry_at = False, now
+        self._memory.gone(model.name, reaped=True)
         model.engine = model.watchman = None
-        model.ready_at, model.settled = math.inf, True
-        self._metrics.model_restarts.labels(model.name).inc()
+        model.good_spell_s, model.settled = 0.0, True
         log.warning("%s died (%d): %s", model.name, model.deaths.count, model.last_words)
         self._move(model, Event.DIED)
         if model.deaths.too_many:
             log.error("%s is given up after %d deaths", model.name, model.deaths.count)
             self._move(model, Event.GIVE_UP)
         if model.died_loading or model.state is ModelState.FAILED:
-            self._carry_out(self._scheduler.refuse_waiting(model.name, self._failure(model)))
-
-    def _failure(self, model: ManagedModel) -> errors.ModelFailed:
-        if model.state is ModelState.FAILED:
-            return errors.ModelFailed(
-                f"{model.name!r} died {model.deaths.count} times in a row and was given up. "
-                f"Its last words: {model.last_words}"
-            )
-        return errors.ModelFailed(
-            f"{model.name!r} could not be loaded. Its last words: {model.last_words}",
-            retry_after_s=max(0.0, model.retry_at - clock.monotonic()),
-        )
+            self._carry_out(self._scheduler.refuse_waiting(model.name, failure(model)))
 
     # The end -----------------------------------------------------------------------------------
 
@@ -347,30 +397,13 @@ class Fleet:
 
     async def stop(self) -> None:
         """Stop every process, and return when all are gone."""
-        self._closing = True
+        self.refuse_waiting()
         for model in self._models.values():
             if model.state in RESIDENT and model.state is not ModelState.STOPPING:
                 self._move(model, Event.STOP)
-        while self._resident():
+        deadline = clock.monotonic() + STOP_TIMEOUT_S
+        while any(model.state in RESIDENT for model in self._models.values()):
+            if clock.monotonic() >= deadline:
+                log.error("some llama-servers can't be ended; they die with the gateway")
+                return
             await asyncio.sleep(0.01)
-
-
-def status(model: ManagedModel) -> ModelStatus:
-    if model.state in (ModelState.BACKOFF, ModelState.FAILED):
-        return ModelStatus(model.state, extra={"detail": model.last_words})
-    if model.engine is None:
-        return ModelStatus(model.state)
-    return ModelStatus(model.state, port=model.engine.address.port, extra={"pid": model.engine.pid})
-
-
-def shutting_down() -> errors.ShuttingDown:
-    return errors.ShuttingDown(
-        "Corral is shutting down. Try again, or ask another instance.", retry_after_s=5
-    )
-
-
-def queue_timeout(ticket: Ticket, now: float, waiting: int) -> errors.QueueTimeout:
-    return errors.QueueTimeout(
-        f"No slot of {ticket.model!r} came free within {now - ticket.arrived_at:.0f} s, "
-        f"and {waiting} requests wait for it. Try again later."
-    )

@@ -8,6 +8,8 @@ then only the last state of each model is kept, which is what it would see if it
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from corral.drivers.tasks import Bell
@@ -63,3 +65,24 @@ class Onlooker:
         finally:
             if timer is not None:
                 timer.cancel()
+
+
+class Gallery:
+    """All who look on."""
+
+    def __init__(self) -> None:
+        self._onlookers: set[Onlooker] = set()
+
+    @contextmanager
+    def watch(self) -> Iterator[Onlooker]:
+        """Follow every change from now on, until the end of the block."""
+        onlooker = Onlooker()
+        self._onlookers.add(onlooker)
+        try:
+            yield onlooker
+        finally:
+            self._onlookers.discard(onlooker)
+
+    def tell(self, *changes: Change) -> None:
+        for onlooker in self._onlookers:
+            onlooker.tell(*changes)

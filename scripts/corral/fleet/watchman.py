@@ -78,7 +78,7 @@ class Watchman:
             return
         waiting.give_up(
             errors.UpstreamTimeout(
-                f"{self._name!r} sent nothing for 'request_timeout_sec' and shows no progress on this request."
+                f"{self._name!r} sent nothing for 'request_timeout_sec' and shows no progress on it."
             )
         )
         if verdict is Verdict.SUSPECT:

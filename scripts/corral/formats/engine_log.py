@@ -23,7 +23,8 @@ MAPPED = "CPU_Mapped"
 MIB = 1 << 20
 # `load_tensors:   CPU_Mapped model buffer size =     0.13 MiB`; old versions leave `model` out.
 _BUFFER = re.compile(
-    r"(?P<teller>\w{0,99}): +(?P<name>[^\s:]\S{0,99}) +(?:(?P<what>\w[\w ]{0,39}?) +)?buffer size = +(?P<mib>\d{1,9}\.\d+) MiB"
+    r"(?P<teller>\w{1,99}): +(?P<name>[^\s:]\S{0,99}) +(?:(?P<what>\w[\w ]{0,39}?) +)?"
+    r"buffer size = +(?P<mib>\d{1,9}\.\d+) MiB"
 )
 _NEW_CONTEXT = "constructing llama_context"
 # CPU, CPU_REPACK and its like, AMX (weights arranged for Intel's matrix units), CUDA_Host (pinned).
@@ -36,7 +37,7 @@ _OUT_OF_MEMORY = re.compile(
     r"|insufficient memory"
     r"|bad_alloc"
     r"|Cannot allocate memory"  # mmap failed: …
-    r"|(?:Device m|M)emory allocation of size \d+ failed|ErrorOutOf(?:Device|Host)Memory"  # Vulkan
+    r"|[Mm]emory allocation of size \d+ failed|ErrorOutOf(?:Device|Host)Memory"  # Vulkan
     r"|CUBLAS_STATUS_ALLOC_FAILED"
 )
 # Memory that was wanted and that it did without.

@@ -24,11 +24,16 @@ def field(body: bytes, content_type: str, name: str) -> str | None:
     if match is None:
         raise errors.InvalidRequest("multipart/form-data without a boundary in Content-Type.")
     delimiter = b"--" + (match[1] or match[2]).encode("latin-1")
-    position = 0 if body.startswith(delimiter) else body.find(b"\r\n" + delimiter)
-    if position < 0:
-        raise errors.InvalidRequest("The form's boundary does not occur in the body.")
-    start = body.find(b"\r\n", position + len(delimiter)) + 2
+    at = 0
+    if not body.startswith(delimiter):
+        at = body.find(b"\r\n" + delimiter) + 2
+        if at < 2:
+            raise errors.InvalidRequest("The form's boundary does not occur in the body.")
     for _ in range(PARTS_MAX):
+        at += len(delimiter)
+        if body.startswith(b"--", at):
+            return None
+        start = body.find(b"\r\n", at) + 2
         end = body.find(b"\r\n" + delimiter, start)
         if end < 0 or start < 2:
             raise errors.InvalidRequest("The form ends in the middle of a part.")
@@ -37,10 +42,7 @@ def field(body: bytes, content_type: str, name: str) -> str | None:
             disposition = NAME.search(body[start:head_end])
             if disposition is not None and disposition[1] == name.encode():
                 return _text(body[head_end + 4 : end], name)
-        after = end + 2 + len(delimiter)
-        if body.startswith(b"--", after):
-            return None
-        start = body.find(b"\r\n", after) + 2
+        at = end + 2
     raise errors.InvalidRequest(f"The form has more than {PARTS_MAX} parts.")
 
 

@@ -26,7 +26,7 @@ class Intent(NamedTuple):
 
 def read_intent(body: bytes, content_type: str) -> Intent:
     """Read a request's body. Raises InvalidRequest that names the place and the remedy."""
-    if content_type.startswith("multipart/form-data"):
+    if content_type.lower().startswith("multipart/form-data"):
         return _form_intent(body, content_type)
     if not body:
         raise errors.InvalidRequest("The request has no body. Send a JSON object.")
@@ -69,7 +69,7 @@ def _json_kind(value: object) -> str:
 
 
 def error_body(error: errors.CorralError) -> bytes:
-    return json.dumps(error_object(error), ensure_ascii=False).encode()
+    return encode(error_object(error))
 
 
 def error_object(error: errors.CorralError) -> dict[str, Any]:
@@ -77,23 +77,37 @@ def error_object(error: errors.CorralError) -> dict[str, Any]:
     return _envelope(error.message, error.type, error.param, error.code)
 
 
-def _envelope(message: str, kind: str, param: str | None, code: str, **more: Any) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": param, "code": code, **more}}
+def _envelope(
+    message: str, kind: str, param: str | None, code: str, more: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    return {"error": {**(more or {}), "message": message, "type": kind, "param": param, "code": code}}
+
+
+def encode(document: Mapping[str, Any]) -> bytes:
+    """JSON as people can read it. Half a character, which JSON can name and UTF-8 can't, becomes a `?`."""
+    return json.dumps(document, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def upstream_error_body(status: int, body: bytes) -> bytes:
     """An engine's own error in the same envelope, with the engine's words and figures kept."""
     kind = "invalid_request_error" if status < 500 else "server_error"
     code = "invalid_request" if status < 500 else "upstream_error"
-    message = body[:500].decode("utf-8", "replace").strip() or "The engine gave no reason."
+    inner = _engine_error(body)
+    message = inner.get("message") or body[:500].decode("utf-8", "replace").strip()
+    code = CONTEXT_EXCEEDED.get(str(inner.get("type")), code)
+    more = {key: value for key, value in inner.items() if isinstance(value, int | str)}
+    return encode(_envelope(str(message or "The engine gave no reason."), kind, None, code, more))
+
+
+def _engine_error(body: bytes) -> dict[str, Any]:
+    """What stands under "error" in an engine's answer, as far as anything does."""
     try:
-        inner = json.loads(body)["error"]
-        more = {key: value for key, value in inner.items() if key not in ("message", "type", "param", "code")}
-        message = str(inner.get("message") or message)
-        code = CONTEXT_EXCEEDED.get(str(inner.get("type")), code)
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        more = {}
-    return json.dumps(_envelope(message, kind, None, code, **more), ensure_ascii=False).encode()
+        error = json.loads(body)["error"]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return {}
+    if isinstance(error, dict):
+        return error
+    return {"message": error} if isinstance(error, str) else {}
 
 
 def error_event(error: errors.CorralError, at_boundary: bool) -> bytes:

@@ -20,6 +20,7 @@ from corral.formats.openai import Intent
 from corral.formats.status import ModelState
 from corral.handlers.call import Call
 from corral.handlers.gate import Gate
+from corral.handlers.replies import JSON_TYPE
 
 log = logging.getLogger("corral.inference")
 
@@ -38,6 +39,9 @@ NOT_FORWARDED = frozenset(
         b"origin",
     }
 )
+# What curl's -d calls every body. It is JSON, as we have seen ourselves, and as a form llama-server takes
+# no more than 1 MiB of it (measured: 413 without a word).
+CURLS_FORM = (b"content-type", b"application/x-www-form-urlencoded")
 # What the engine says to the gate: the gate has its own Date, Server and rules for browsers.
 NOT_RETURNED = frozenset(
     {
@@ -160,7 +164,11 @@ def upstream_request(call: Call, address: Address, body: bytes) -> bytes:
     headers = [
         (b"host", b"%s:%d" % (address.host.encode(), address.port)),
         (b"x-request-id", call.request_id.encode()),
-        *(pair for pair in http1.end_to_end(head.headers) if pair[0] not in NOT_FORWARDED),
+        *(
+            JSON_TYPE if pair == CURLS_FORM else pair
+            for pair in http1.end_to_end(head.headers)
+            if pair[0] not in NOT_FORWARDED
+        ),
     ]
     if body or head.method == "POST":
         headers.append((b"content-length", b"%d" % len(body)))
@@ -179,7 +187,7 @@ async def pass_on(call: Call, answer: Answer) -> None:
     call.extra_headers.append((b"x-queue-wait-ms", b"%d" % (call.queue_wait_s * 1000)))
     if head.status >= 400:
         body = openai.upstream_error_body(head.status, await answer.body(ERROR_BODY_MAX_BYTES))
-        exchange.respond(head.status, [(b"content-type", b"application/json"), *call.extra_headers], body)
+        exchange.respond(head.status, [JSON_TYPE, *call.extra_headers], body)
         return
     headers = [
         *(pair for pair in http1.end_to_end(head.headers) if pair[0] not in NOT_RETURNED),

@@ -74,11 +74,10 @@ async def reset(gate: Gate, call: Call) -> None:
         state = gate.fleet.state(model.name).value
         answer = {"message": f"{model.name} had not failed: it is {state}.", "previous_error": None}
     else:
-        answer = {
-            "message": f"{model.name} is tried again when it is needed. "
-            f"Had {forgiven.deaths.count} failed attempts.",
-            "previous_error": forgiven.last_words,
-        }
+        count = forgiven.deaths.count
+        had = f"Had {count} failed attempt{'' if count == 1 else 's'}."
+        message = f"{model.name} is tried again when it is needed. {had}"
+        answer = {"message": message, "previous_error": forgiven.last_words}
     send_json(call, {"status": "success", "model": model.name, **answer})
 
 

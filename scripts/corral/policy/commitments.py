@@ -91,7 +91,7 @@ class Account:
     used_bytes: int
     committed_bytes: int  # the sum of max(reserved, measured)
     foreign_bytes: int
-    unsettled_bytes: int  # at most so much of the foreign bytes is a model of ours that still loads
+    unseen_bytes: int  # at most so much of the foreign bytes is really ours: of models that come or go
     closed: bool  # whether something is under way here that must end before anything else begins
 
     @property
@@ -106,7 +106,7 @@ class Account:
     @property
     def hoped_bytes(self) -> int:
         """The room there will be once nothing is counted twice any more."""
-        return self.room_bytes + min(self.foreign_bytes, self.unsettled_bytes)
+        return self.room_bytes + min(self.foreign_bytes, self.unseen_bytes)
 
 
 class _Stage(enum.Enum):
@@ -130,9 +130,10 @@ class _Holding:
     def bytes(self) -> int:
         return max(self.reserved, self.measured or 0)
 
-    @property
-    def unsettled_bytes(self) -> int:
-        return 0 if self.settled else max(0, self.reserved - (self.measured or 0))
+    def unseen_bytes(self, stage: _Stage) -> int:
+        """What of the foreign bytes may be its own, because it grew or died after it was last seen."""
+        unseen = stage is _Stage.LEAVING or (self.measured is None and not self.settled)
+        return self.bytes - (self.measured or 0) if unseen else 0
 
 
 @dataclass(slots=True)
@@ -201,13 +202,13 @@ class Commitments:
         return tuple(self._account(device) for device in self._devices.values())
 
     def _account(self, device: Device) -> Account:
-        committed = measured = unsettled = 0
+        committed = measured = unseen = 0
         changing = False
         for tenant in self._tenants.values():
             if (holding := tenant.holdings.get(device.id)) is not None:
                 committed += holding.bytes
                 measured += holding.measured or 0
-                unsettled += holding.unsettled_bytes
+                unseen += holding.unseen_bytes(tenant.stage)
                 changing |= not holding.settled or tenant.stage is _Stage.LEAVING
         return Account(
             id=device.id,
@@ -216,7 +217,7 @@ class Commitments:
             used_bytes=device.used_bytes,
             committed_bytes=committed,
             foreign_bytes=max(0, device.used_bytes - measured),
-            unsettled_bytes=unsettled,
+            unseen_bytes=unseen,
             # Without a list of processes, a model's size is what the device gains while it loads. So
             # only one thing may happen there at a time.
             closed=changing and self._processes(device) is None,
@@ -263,7 +264,10 @@ class Commitments:
         """Its process does not go, even when killed. What it holds stays held, and nobody waits for it."""
         tenant = self._tenants[model]
         tenant.stage = _Stage.STUCK
-        for holding in tenant.holdings.values():
+        for id, holding in tenant.holdings.items():
+            if holding.measured is None and id in self._devices:
+                # Nothing better will ever be known, and unmeasured it would count twice for good.
+                holding.measured = min(self._difference(id, holding), holding.reserved)
             holding.settled = True
 
     def released(self, model: str) -> None:
@@ -360,5 +364,8 @@ class Commitments:
     def _is_given_back(self, id: str, holding: _Holding) -> bool:
         if id not in self._devices:
             return False
-        still_there = self._rest(id) + (holding.measured or 0) - holding.rest_after
-        return not holding.bytes or still_there <= holding.bytes // GIVEN_BACK_DIVISOR
+        # Of several that are gone it can't be told whose memory is back. So they're released together.
+        dead = (each.holdings.get(id) for each in self._tenants.values() if each.reaped_at is not None)
+        still_there = self._rest(id) + sum(each.measured or 0 for each in dead if each) - holding.rest_after
+        size = holding.measured or holding.reserved
+        return not size or still_there <= size // GIVEN_BACK_DIVISOR

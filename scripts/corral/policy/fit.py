@@ -133,16 +133,14 @@ class _Search:
 
     def _longest_context(self, candidate: Prediction) -> int | None:
         """The longest context below the one asked for that fits."""
-        # Each slot's part is rounded up by itself.
-        step = CONTEXT_STEP * candidate.run.streams
         current = candidate.run.cells * candidate.run.streams
 
         def fits(steps: int) -> bool:
-            options = replace(candidate.options, context_tokens=steps * step)
+            options = replace(candidate.options, context_tokens=steps * CONTEXT_STEP)
             return self._fits(candidate.with_options(options), self._gpu_layers)
 
-        steps = _largest(max(1, CONTEXT_MIN // step), current // step - 1, fits)
-        return None if steps is None else steps * step
+        steps = _largest(CONTEXT_MIN // CONTEXT_STEP, current // CONTEXT_STEP - 1, fits)
+        return None if steps is None else steps * CONTEXT_STEP
 
 
 def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int | None:

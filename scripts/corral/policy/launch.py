@@ -7,6 +7,8 @@ nothing behind anyone's back: a context that doesn't fit is an error, not a smal
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from corral.catalogue import Model
 
 # llama-server's spellings of the options that are set here and that settings know nothing of.
@@ -15,6 +17,8 @@ _METRICS = {"--metrics"}
 _PROJECTOR = {"-mm", "--mmproj", "-mmu", "--mmproj-url", "--no-mmproj", "--no-mmproj-auto"}
 _RERANK = {"--rerank", "--reranking"}
 _POOLING = {"--pooling"}
+_SPLIT = {"-ts", "--tensor-split"}
+_PROMPT_CACHE = {"-cram", "--cache-ram"}
 _BATCH = {"-b", "--batch-size", "-ub", "--ubatch-size"}
 
 DEFAULT_CACHE_TYPE = "f16"
@@ -30,8 +34,9 @@ def command(
     threads: int | None = None,
     flash_attention: str | None = None,
     gpu_layers: int | None = None,
+    tensor_split: Sequence[int] = (),
 ) -> tuple[str, ...]:
-    """The argv of a llama-server for `model`. `gpu_layers` is for a placement that found less room."""
+    """The argv of a llama-server for `model`, on as many layers and divided as a placement says."""
     argv = [llama_server, "--model", str(model.path), "--alias", model.name]
     argv += ["--host", host, "--port", str(port)]
     layers = model.n_gpu_layers if gpu_layers is None else gpu_layers
@@ -53,6 +58,12 @@ def command(
         argv += _embedding(model, default_parallel, said)
     if model.mmproj is not None and not said & _PROJECTOR:
         argv += ["--mmproj", str(model.mmproj)]
+    if tensor_split and not said & _SPLIT:
+        argv += ["--tensor-split", ",".join(map(str, tensor_split))]
+    if not said & _PROMPT_CACHE:
+        # The engine's default is up to 8 GiB of main memory for prompts that were used before: far too
+        # much to be taken behind the guard's back.
+        argv += ["--cache-ram", "0"]
     argv += [] if said & _METRICS else ["--metrics"]
     argv += [] if said & _FIT else ["-fit", "off"]
     return (*argv, *model.flags)

@@ -2,7 +2,7 @@
 
 A prediction knows the file and the flags, a measurement the truth, drivers and all. So a measurement is
 kept for each file and set of flags, and the next start goes by it with a small margin; what was never
-measured gets a wide one. A start that ran out of memory was told too little: that is learnt too.
+measured gets a wide one. A start that ran out of memory was told too little, and is told more.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from dataclasses import MISSING, fields
 from enum import Enum
 from typing import NamedTuple
 
+from corral.formats.learned import Learned as Learned
+from corral.formats.learned import LearnedKey as LearnedKey
 from corral.policy.memory import LaunchOptions
 
 UNLEARNED_MULTIPLIER = 1.1
@@ -23,20 +25,6 @@ FAILURE_MULTIPLIER = 1.1
 class Source(Enum):
     PREDICTED = "predicted"
     MEASURED = "measured"
-
-
-class LearnedKey(NamedTuple):
-    """What a measurement is good for: this file, started with these flags."""
-
-    fingerprint: str
-    flags: str
-
-
-class Learned(NamedTuple):
-    """A measurement, and what had been predicted for the same layout."""
-
-    measured_bytes: int
-    predicted_bytes: int
 
 
 class Estimate(NamedTuple):
@@ -76,11 +64,6 @@ def estimate(
         expected, factor, source = learned.measured_bytes, LEARNED_MULTIPLIER, Source.MEASURED
     total = round(expected * max(1.0, factor))
     return Estimate(predicted_bytes, total, total - expected, source)
-
-
-def learn_from_failure(reserved: Estimate) -> Learned:
-    """What to believe after a start that ran out of memory although so much had been reserved."""
-    return Learned(round(reserved.bytes * FAILURE_MULTIPLIER), reserved.predicted_bytes)
 
 
 def error_ratio(learned: Learned) -> float:

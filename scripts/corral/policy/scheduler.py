@@ -6,22 +6,24 @@ test, or a simulator, drives it with values alone. An action that it returns has
 already: who carries it out does not report it back, and reports only what comes from elsewhere.
 
 The rule is plain: first come, first served, per model as many at once as the model has slots. Models
-are loaded when somebody waits for them, at most `models_max` at a time. To make room the least recently
-used model goes that has nothing to do. If all are busy, the oldest waiting request decides: a model all
-of whose own waiting requests are younger takes no new ones, finishes what runs, and goes. So nobody
-waits for ever, and nothing that runs is cut off.
+are loaded when somebody waits for them and the guard has room for them, at most `models_max` at a time.
+To make room the least recently used models go that have nothing to do. If all are busy, the oldest
+waiting request decides: a model all of whose own waiting requests are younger takes no new ones,
+finishes what runs, and goes. So nobody waits for ever, and nothing that runs is cut off.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from corral import errors
 from corral.formats.status import ModelState
+from corral.policy.guard import Decision, EvictFirst, Impossible, Place, Reason, Wait
 from corral.policy.lifecycle import RESIDENT
+from corral.policy.placement import Placement
 
 # States from which a waiting request can hope for an answer without anything else being decided.
 COMING = frozenset({ModelState.STARTING, ModelState.LOADING, ModelState.BACKOFF})
@@ -55,9 +57,10 @@ class Refuse(NamedTuple):
 
 
 class Load(NamedTuple):
-    """Bring this model onto the machine."""
+    """Bring this model onto the machine, there: the memory is reserved."""
 
     model: str
+    placement: Placement
 
 
 class Drain(NamedTuple):
@@ -97,9 +100,25 @@ class ModelLimits(NamedTuple):
     queue_max: int
 
 
+class Admission(Protocol):
+    """Who knows about memory."""
+
+    def decide(self, model: str, idle: Sequence[str], busy: Sequence[str]) -> Decision:
+        """Whether a model may be loaded now, where, and what must happen first."""
+
+    def reserve(self, model: str, placement: Placement) -> None: ...
+    def relieve(self, idle: Sequence[str]) -> Sequence[str]:
+        """Idle models that must go because others have taken their memory."""
+
+    def refusal(self, impossible: Impossible) -> errors.CorralError: ...
+
+
 class Scheduler:
-    def __init__(self, models: Mapping[str, ModelLimits], models_max: int, now: float) -> None:
-        self.models_max = models_max
+    def __init__(
+        self, models: Mapping[str, ModelLimits], models_max: int, admission: Admission, now: float
+    ) -> None:
+        self._models_max = models_max
+        self._admission = admission
         self._arrivals = 0
         self._models = {
             name: ModelView(
@@ -167,6 +186,27 @@ class Scheduler:
         """Somebody wants this ready model off the machine: at once if it is idle, else when it is through."""
         return self._take_away(model, "eject")
 
+    def load_if_room(self, model: str) -> tuple[list[Action], bool]:
+        """Load a model that no request waits for, if nothing has to go for it.
+
+        The second value: whether it may be different in a moment, so that asking again makes sense.
+        """
+        if self._models[model].state not in (ModelState.OFF, ModelState.BACKOFF) or self._full:
+            return [], False
+        match self._admission.decide(model, [], []):
+            case Place(placement):
+                return [self._load(model, placement)], False
+            case Wait(Reason.LOADING | Reason.RELEASING | Reason.UNREADABLE):
+                return [], True
+            case _:
+                return [], False
+
+    def reconsider(self, now: float) -> list[Action]:
+        """There are new readings: idle models go whose memory others have taken; who waits is looked at."""
+        models = self._admission.relieve(self._idle())
+        actions = [action for each in models for action in self._take_away(each, "foreign")]
+        return actions + self._decide(now)
+
     def unload_idle(self, now: float, idle_timeout_s: float) -> list[Action]:
         """Time has passed: models that have had nothing to do for so long go."""
         actions: list[Action] = []
@@ -206,21 +246,71 @@ class Scheduler:
             for name, view in self._models.items()
             if view.waiting and view.state is ModelState.OFF
         )
-        resident = sum(view.state in RESIDENT for view in self._models.values())
         leaving = sum(
             view.state in (ModelState.DRAINING, ModelState.STOPPING) for view in self._models.values()
         )
         actions: list[Action] = []
         for number, name in wanted:
-            if resident < self.models_max:
-                resident += 1
-                self._models[name].state = ModelState.STARTING
-                actions.append(Load(name))
+            if not self._full:
+                actions += self._admit(name, number)
             elif leaving > 0:
-                leaving -= 1  # room is on its way
-            elif victim := self._victim(number):
-                actions += self._take_away(victim, "room")
+                leaving -= 1  # a place is on its way
+            elif victims := [*self._idle(), *self._drainable(number)]:
+                actions += self._take_away(victims[0], "room")
         return actions
+
+    @property
+    def _full(self) -> bool:
+        return sum(view.state in RESIDENT for view in self._models.values()) >= self._models_max
+
+    def _admit(self, name: str, number: int) -> list[Action]:
+        """Ask the guard about a model that the request of this number waits for, and do as it says."""
+        idle = self._idle()
+        match self._admission.decide(name, idle, self._busy(idle)):
+            case Place(placement):
+                return [self._load(name, placement)]
+            case EvictFirst(models):
+                return [action for each in models for action in self._take_away(each, "room")]
+            case Wait(Reason.BUSY | Reason.FOREIGN, models):
+                drainable = self._drainable(number)
+                chosen = [each for each in models if each in drainable]
+                return [action for each in chosen for action in self._take_away(each, "room")]
+            case Impossible() as impossible:
+                return self.refuse_waiting(name, self._admission.refusal(impossible))
+            case _:
+                return []  # what is waited for will happen
+
+    def _load(self, name: str, placement: Placement) -> Load:
+        self._admission.reserve(name, placement)
+        self._models[name].state = ModelState.STARTING
+        return Load(name, placement)
+
+    def _idle(self) -> list[str]:
+        """Ready models that nobody uses and nobody wants kept, the least recently used first."""
+        return self._by_use(
+            lambda view: view.state is ModelState.READY and not view.running and not view.waiting
+        )
+
+    def _busy(self, idle: list[str]) -> list[str]:
+        """Models that hold memory now and may be asked to go one day."""
+        coming = (ModelState.STARTING, ModelState.LOADING, ModelState.READY)
+        return [name for name in self._by_use(lambda view: view.state in coming) if name not in idle]
+
+    def _drainable(self, number: int) -> list[str]:
+        """Models in use all of whose waiting requests came after the one of this number."""
+        return self._by_use(
+            lambda view: (
+                view.state is ModelState.READY
+                and bool(view.running or view.waiting)
+                and (not view.waiting or next(iter(view.waiting)).number > number)
+            )
+        )
+
+    def _by_use(self, chosen: Callable[[ModelView], bool]) -> list[str]:
+        found = [
+            (view.used_at, name) for name, view in self._models.items() if not view.pinned and chosen(view)
+        ]
+        return [name for _, name in sorted(found)]
 
     def _take_away(self, name: str, reason: str) -> list[Action]:
         view = self._models[name]
@@ -229,14 +319,3 @@ class Scheduler:
             return [Drain(name, reason)]
         view.state = ModelState.STOPPING
         return [Drain(name, reason), Stop(name)]
-
-    def _victim(self, number: int) -> str | None:
-        """Which model goes for the request of this number: idle before busy, least recently used first."""
-        candidates = [
-            (bool(view.running or view.waiting), view.used_at, name)
-            for name, view in self._models.items()
-            if view.state is ModelState.READY
-            and not view.pinned
-            and (not view.waiting or next(iter(view.waiting)).number > number)
-        ]
-        return min(candidates)[2] if candidates else None

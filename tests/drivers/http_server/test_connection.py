@@ -403,3 +403,66 @@ def test_a_client_that_pipelines_without_end_is_not_read_without_end() -> None:
         await client.writer.drain()
 
     asyncio.run(main())
+
+
+def test_a_client_that_pipelines_and_reads_nothing_is_not_answered_without_end() -> None:
+    answered = 0
+
+    async def answer(exchange: Exchange) -> None:
+        nonlocal answered
+        answered += 1
+        exchange.respond(200, [], b"x" * 10_000)
+
+    async def main() -> None:
+        async with serving(answer) as (server, port):
+            client = await RawClient.connect(port)
+            client.send(GET * 10_000)
+            while answered < 16:
+                await asyncio.sleep(0)
+            connection = next(iter(server._connections))
+            while not connection.write_paused:
+                await asyncio.sleep(0)
+            before = answered
+            other = await RawClient.connect(port)
+            other.send(GET)
+            assert (await other.answer())[0] == 200
+            assert answered == before + 1
+            assert connection.transport.get_write_buffer_size() < 500_000
+            # Whoever reads on gets everything.
+            for _ in range(10_000):
+                assert (await client.answer())[0] == 200
+
+    asyncio.run(main())
+
+
+def test_a_burst_of_requests_lets_others_have_their_turn() -> None:
+    served: list[str] = []
+
+    async def answer(exchange: Exchange) -> None:
+        served.append(exchange.head.path)
+        exchange.respond(200, [], b"")
+
+    async def main() -> None:
+        async with serving(answer) as (_, port):
+            greedy, modest = await RawClient.connect(port), await RawClient.connect(port)
+            greedy.send(GET * 2_000)
+            modest.send(GET.replace(b"/a", b"/modest"))
+            assert (await modest.answer())[0] == 200
+            for _ in range(2_000):
+                await greedy.answer()
+        assert served.index("/modest") < 1_000
+
+    asyncio.run(main())
+
+
+def test_a_burst_whose_client_half_closes_is_answered_whole() -> None:
+    async def main() -> None:
+        async with serving(say_path) as (_, port):
+            client = await RawClient.connect(port)
+            client.send(GET * 100)
+            client.writer.write_eof()
+            for _ in range(100):
+                assert (await client.answer())[0] == 200
+            assert await client.rest() == b""
+
+    asyncio.run(main())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from corral.policy.memory.cache import cache_bytes, half_precision_bytes, row_bytes, state_bytes
@@ -105,7 +107,7 @@ def test_a_hybrid_has_states_in_some_layers_and_a_cache_in_the_others() -> None:
 
 
 def test_drafting_keeps_copies_of_a_state_to_go_back_to_where_the_family_can() -> None:
-    numbers = {"ssm__conv_kernel": 4, "ssm__inner_size": 256, "ssm__state_size": 16}
+    numbers: dict[str, Any] = {"ssm__conv_kernel": 4, "ssm__inner_size": 256, "ssm__state_size": 16}
     words = "-np 1 --spec-type draft-mtp --draft-max 3"
     goes_back, does_not = transformer("qwen35", **numbers), transformer("qwen3next", **numbers)
     assert state_of(words, goes_back)[0] == 4 * state_of("-np 1", goes_back)[0]

@@ -10,8 +10,7 @@ from corral.policy.memory.options import read_options
 
 def places(gpu_layers: int, shares: tuple[float, ...], layers: int = 4) -> str:
     """One character per layer and one for the output: the number of the GPU, or h."""
-    layout = Layout(gpu_layers, shares)
-    devices = [layout.device_of(index, layers) for index in range(layers + 1)]
+    devices = Layout(gpu_layers, shares).places(layers)
     return "".join("h" if device is None else str(device) for device in devices)
 
 
@@ -44,7 +43,7 @@ def test_several_gpus_get_their_shares_in_order(
 
 def test_without_a_gpu_everything_is_on_the_host() -> None:
     assert places(99, ()) == "hhhhh"
-    assert {HOST_ONLY.device_of(index, 4) for index in range(5)} == {None}
+    assert HOST_ONLY.places(4) == (None,) * 5
 
 
 @pytest.mark.parametrize(

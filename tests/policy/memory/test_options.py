@@ -114,7 +114,14 @@ def test_a_count_of_layers_beyond_all_reason_makes_no_more_rules_than_a_model_ha
 
 @pytest.mark.parametrize(
     ("buffer", "device"),
-    [("CPU", None), ("CUDA_Host", None), ("CUDA0", 0), ("CUDA12", 12), ("Vulkan1", 1), ("CUDA123456789", None)],
+    [
+        ("CPU", None),
+        ("CUDA_Host", None),
+        ("CUDA0", 0),
+        ("CUDA12", 12),
+        ("Vulkan1", 1),
+        ("CUDA123456789", None),
+    ],
 )
 def test_an_override_says_which_gpu_it_means(buffer: str, device: int | None) -> None:
     assert Override("x", buffer).device == device
@@ -169,7 +176,18 @@ def test_overrides_of_the_environment_come_before_those_of_the_command_line() ->
 
 @pytest.mark.parametrize(
     "words",
-    ["-c", "-c many", "-c -5", "-ctk q3_k", "-fa perhaps", "-b 0", "-lm tape", "-ts 1,x", "-ngl some", "-np x"],
+    [
+        "-c",
+        "-c many",
+        "-c -5",
+        "-ctk q3_k",
+        "-fa perhaps",
+        "-b 0",
+        "-lm tape",
+        "-ts 1,x",
+        "-ngl some",
+        "-np x",
+    ],
 )
 def test_what_llama_server_would_refuse_changes_nothing(words: str) -> None:
     assert read_options(words.split(), {}) == PLAIN

@@ -156,7 +156,9 @@ def test_a_projector_takes_more_than_its_file_and_lies_on_the_first_gpu() -> Non
     prediction = predicted(projector=projector)
     expected = projector.value().size_bytes * 140 // 100
     assert [d.projector for d in prediction.device_bytes(Layout(5, (1.0, 1.0)))] == [expected, 0]
-    extra = prediction.host_bytes(HOST_ONLY).anonymous_bytes - predicted().host_bytes(HOST_ONLY).anonymous_bytes
+    extra = (
+        prediction.host_bytes(HOST_ONLY).anonymous_bytes - predicted().host_bytes(HOST_ONLY).anonymous_bytes
+    )
     assert extra == expected
     kept_off = predicted("--no-mmproj-offload", projector=projector)
     assert kept_off.device_bytes(ONE_GPU)[0].projector == 0
@@ -181,6 +183,14 @@ def test_a_draft_model_may_stay_on_the_host() -> None:
     assert on_host.device_bytes(ONE_GPU)[0].draft == 0
     more = on_host.host_bytes(ONE_GPU).mapped_bytes - predicted().host_bytes(ONE_GPU).mapped_bytes
     assert more == small.value().size_bytes
+
+
+def test_a_draft_model_is_no_second_process() -> None:
+    small = transformer(layers=2, width=128)
+    both, one = predicted("-md s", draft=small), predicted("-md s")
+    alone = predict([small.value()], read_options(["-md", "s"], {}).for_draft())
+    more = both.host_bytes(HOST_ONLY).anonymous_bytes - one.host_bytes(HOST_ONLY).anonymous_bytes
+    assert more == alone.host_bytes(HOST_ONLY).anonymous_bytes - PROCESS_BYTES
 
 
 def test_predicting_several_tokens_ahead_loads_more_and_computes_twice() -> None:
@@ -256,6 +266,13 @@ def test_a_host_beside_a_gpu_that_has_all_layers_prepares_the_inputs_only() -> N
     assert pipelined.anonymous_bytes - host.anonymous_bytes == 3 * prediction.compute.inputs_bytes
 
 
+def test_a_host_with_one_layer_left_computes_like_one_with_all() -> None:
+    prediction = predicted("-c 4096 -np 1")
+    host = prediction.host_bytes(Layout(4, (1.0,)))
+    computing = prediction.compute.host_layers_bytes
+    assert host.anonymous_bytes == base_bytes() + MIB + computing + 4 * WORDS
+
+
 def test_a_vocabulary_takes_memory_by_the_word() -> None:
     few, many = (predicted("-np 1", transformer(words=n)) for n in (512, 1512))
     more = many.host_bytes(ONE_GPU).anonymous_bytes - few.host_bytes(ONE_GPU).anonymous_bytes
@@ -289,7 +306,9 @@ def test_a_draft_and_a_projector_stay_when_options_change() -> None:
 
 def test_shards_are_predicted_as_one() -> None:
     complete = transformer().value()
-    halves = [dataclasses.replace(complete, tensors=part) for part in (complete.tensors[:9], complete.tensors[9:])]
+    halves = [
+        dataclasses.replace(complete, tensors=part) for part in (complete.tensors[:9], complete.tensors[9:])
+    ]
     options = read_options([], {})
     sharded, alone = predict(halves, options), predict([complete], options)
     assert sharded.total_device_bytes(ONE_GPU) == alone.total_device_bytes(ONE_GPU)
@@ -319,7 +338,9 @@ def test_an_explanation_names_what_lies_where() -> None:
 
 def test_a_longer_context_and_more_layers_never_take_less() -> None:
     for file in (transformer(), files.gemma3(), files.mixture(), files.hybrid(), files.latent_attention()):
-        sizes = [predicted(f"-c {tokens}", file).total_device_bytes(ONE_GPU) for tokens in range(256, 9000, 256)]
+        sizes = [
+            predicted(f"-c {tokens}", file).total_device_bytes(ONE_GPU) for tokens in range(256, 9000, 256)
+        ]
         assert sizes == sorted(sizes)
         layers = [predicted("", file).total_device_bytes(Layout(count, (1.0,))) for count in range(5)]
         assert layers == sorted(layers)

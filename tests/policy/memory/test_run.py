@@ -55,14 +55,23 @@ def test_a_batch_is_no_longer_than_it_may_be_and_than_the_context_is(words: str,
 
 @pytest.mark.parametrize(
     ("words", "outputs"),
-    [("", 4), ("-np 1", 1), ("-np 8", 8), ("-np 8 -ub 4", 4), ("--embedding", 512), ("-np 2 -md draft.gguf", 8)],
+    [
+        ("", 4),
+        ("-np 1", 1),
+        ("-np 8", 8),
+        ("-np 8 -ub 4", 4),
+        ("--embedding", 512),
+        ("-np 2 -md draft.gguf", 8),
+    ],
 )
 def test_a_next_token_is_computed_per_slot_and_an_embedding_from_all_tokens(words: str, outputs: int) -> None:
     assert run_of(words).outputs == outputs
 
 
 def test_an_encoder_takes_a_batch_beyond_its_context_and_embeds_it_at_once() -> None:
-    assert run_of("--embedding -b 2048 -ub 1024 -c 256", files.encoder()).ubatch == 256 * 1
+    # Rounded up to 512, and not cut off at 300.
+    assert run_of("--embedding -b 2048 -ub 1024 -c 300", files.encoder()).ubatch == 512
+    assert run_of("--embedding -b 2048 -ub 1024 -c 300").ubatch == 300
     assert run_of("--embedding -b 2048 -ub 1024 -c 2048", files.encoder()).ubatch == 1024
 
 

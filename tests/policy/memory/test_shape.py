@@ -101,11 +101,14 @@ def test_exaone_4_has_windows_in_its_largest_model_only() -> None:
 
 
 def test_a_file_may_name_its_windowed_layers_or_its_own_period() -> None:
-    listed = {"attention__sliding_window": 512, "attention__sliding_window_pattern": [1, 0, 0, 1]}
+    listed: dict[str, Any] = {
+        "attention__sliding_window": 512,
+        "attention__sliding_window_pattern": [1, 0, 0, 1],
+    }
     assert windows(transformer("gemma4", **listed)) == "w--w"
     assert windows(transformer("gemma3", **listed)) == "w--w"
     assert windows(transformer("llama", **listed)) == "----"
-    period = {"attention__sliding_window": 512, "attention__sliding_window_pattern": 2}
+    period: dict[str, Any] = {"attention__sliding_window": 512, "attention__sliding_window_pattern": 2}
     assert windows(transformer("gemma3", **period)) == "w-w-"
 
 
@@ -156,7 +159,7 @@ def test_layers_for_multi_token_prediction_are_counted_apart() -> None:
     assert (len(shape.layers), shape.extra_layers) == (5, 1)
 
 
-SSM = {
+SSM: dict[str, Any] = {
     "ssm__conv_kernel": 4,
     "ssm__inner_size": 512,
     "ssm__state_size": 16,
@@ -164,7 +167,7 @@ SSM = {
     "ssm__group_count": 2,
 }
 MAMBA_STATE = 3 * (512 + 2 * 2 * 16) + 16 * 512
-WITHOUT_HEADS = {"attention__head_count_kv": [0, 2, 0, 2]}
+WITHOUT_HEADS: dict[str, Any] = {"attention__head_count_kv": [0, 2, 0, 2]}
 
 
 @pytest.mark.parametrize(
@@ -237,7 +240,11 @@ FEED_FORWARD = {
         3 * 768,
     ),
     "experts": (files.mixture(used=4, inner=256), 4 * 3 * 256),
-    "narrow experts": (files.mixture(used=4, inner=64), 4 * (3 * 64 + 256)),
+    "narrow experts": (files.mixture(used=4, inner=96), 4 * (3 * 96 + 256)),
+    "experts without a gate": (
+        files.mixture(used=4).without(*(f"blk.{i}.ffn_gate_exps.weight" for i in range(4))),
+        4 * (256 + 256),
+    ),
     "none": (files.mamba2(), 0),
 }
 
@@ -324,7 +331,7 @@ def test_shards_are_one_model_in_whatever_order_they_come() -> None:
     complete = file.value()
     half = len(complete.tensors) // 2
     first = file.value(tensors=complete.tensors[:half], size_bytes=1000)
-    numbered = {"general.architecture": "llama", "split.no": 1, "split.count": 2}
+    numbered: dict[str, Any] = {"general.architecture": "llama", "split.no": 1, "split.count": 2}
     second = Gguf(3, numbered, complete.tensors[half:], 0, 500)
     together = whole([second, first])
     assert together.tensors == complete.tensors

@@ -30,8 +30,12 @@ log = logging.getLogger("corral.http")
 # Unread bytes of a body or of pipelined requests that one connection may hold before its socket is
 # left alone. TCP then slows the sender down.
 UNREAD_MAX_BYTES = 64 * 1024
-# What the kernel would not take yet. Above it the source of the bytes is paused.
+# What the kernel would not take yet. Above it the source of the bytes is paused, and the next pipelined
+# request waits: else a client that never reads would have its answers heaped up here.
 UNSENT_MAX_BYTES = 64 * 1024
+# How many pipelined requests are answered before other clients have their turn: a burst of a few
+# thousand scrapes would keep everybody waiting for seconds.
+IN_A_ROW_MAX = 16
 # After an early answer the rest of the request is read and dropped for this long: closing a socket with
 # unread bytes resets it, and the reset can destroy the answer on its way (RFC 9112, 9.6).
 LINGER_S = 2.0
@@ -91,6 +95,7 @@ class Connection(asyncio.Protocol):
         self._lingering = False
         self._had_request = False
         self._dispatching = False
+        self._in_a_row = 0
         self._deadline = math.inf
         self._unsent = 0
         self._unsent_deadline = math.inf
@@ -127,7 +132,8 @@ class Connection(asyncio.Protocol):
             self._strand.throw(ClientGone())
         elif self._exchange is None and not self._lingering:
             self._next_requests()
-        return False
+        # An answered request that is held back has others behind it: stay open until they are answered.
+        return self._exchange is not None and self._strand is None
 
     def connection_lost(self, _error: Exception | None) -> None:
         self.server.leave(self)
@@ -148,6 +154,7 @@ class Connection(asyncio.Protocol):
         if self._exchange is not None:
             self._exchange.on_write_paused(False)
         self._write_bell.ring()
+        self._go_on()
 
     # From the exchange -------------------------------------------------------------------------
 
@@ -187,6 +194,7 @@ class Connection(asyncio.Protocol):
         if self._dispatching:
             return  # a handler ended inside its first step: the loop below goes on with the next
         self._dispatching = True
+        self._in_a_row = 0
         try:
             while self._exchange is None and not self._lingering and not self.transport.is_closing():
                 head = self.reader.next_event()
@@ -198,12 +206,16 @@ class Connection(asyncio.Protocol):
             self._refuse(error)
         finally:
             self._dispatching = False
-        if self._exchange is None and self._eof:
-            self.transport.close()
+        if self._exchange is None:
+            if self._eof:
+                self.transport.close()
+            else:
+                self._read_on()
 
     def _begin(self, head: http1.RequestHead) -> None:
         self._deadline = math.inf
         self._had_request = True
+        self._in_a_row += 1
         exchange = self._exchange = Exchange(self, head)
         if self.server.overfull:
             exchange.close_after()
@@ -229,7 +241,7 @@ class Connection(asyncio.Protocol):
         assert exchange is not None
         if not isinstance(error, ClientGone):
             self._answer_failure(exchange, error)
-        if self._eof or not exchange.finished:
+        if not exchange.finished:
             exchange.break_off()
         if exchange.closes:
             self._exchange = None
@@ -238,7 +250,15 @@ class Connection(asyncio.Protocol):
         if not exchange.body_done:
             while self.reader.next_event() is not http1.END:
                 pass  # nobody read the body; all of it is here, or the exchange would close
-        self._await_next()
+        if self._in_a_row < IN_A_ROW_MAX:
+            self._go_on()
+        else:
+            asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        """Come to the next request if the last one is answered, and its answer is on its way."""
+        if self._exchange is not None and self._strand is None and not self.write_paused:
+            self._await_next()
 
     def _answer_failure(self, exchange: Exchange, error: BaseException | None) -> None:
         if error is None and exchange.started:
@@ -254,10 +274,9 @@ class Connection(asyncio.Protocol):
         self._exchange = None
         self.reader.start_next()
         self._deadline = clock.monotonic() + self.server.limits.keepalive_timeout_s
-        self._read_on()
         if self.server.closing and self.reader.idle:
             self._linger(wait=False)
-        elif not self._dispatching and (self._eof or not self.reader.idle):
+        elif not self._dispatching:
             self._next_requests()
 
     def _refuse(self, error: errors.CorralError) -> None:

@@ -18,17 +18,15 @@ class Layout(NamedTuple):
     gpu_layers: int  # as -ngl counts them: one more than the layers is all
     shares: tuple[float, ...]  # of each visible GPU, in any unit; empty without a GPU
 
-    def device_of(self, index: int, layers: int) -> int | None:
-        """The GPU of a layer out of `layers`, or of the output if `index` equals them; None is the host."""
-        taken = min(self.gpu_layers, layers + 1)
-        first = layers + 1 - taken
-        if index < first or not self.shares:
-            return None
+    def places(self, layers: int) -> tuple[int | None, ...]:
+        """The GPU of each of so many layers, and of the output at the end; None is the host."""
+        taken = min(self.gpu_layers, layers + 1) if self.shares else 0
+        on_host = (None,) * (layers + 1 - taken)
         bounds = list(accumulate(self.shares))
-        if not bounds[-1]:
-            return 0
-        place = (index - first) / taken
-        return min(bisect_right([bound / bounds[-1] for bound in bounds], place), len(bounds) - 1)
+        if not taken or not bounds[-1]:
+            return on_host + (0,) * taken
+        bounds = [bound / bounds[-1] for bound in bounds]
+        return on_host + tuple(bisect_right(bounds, index / taken) for index in range(taken))
 
 
 HOST_ONLY = Layout(0, ())

@@ -10,7 +10,7 @@ layers on the host, or no GPU at all; asking costs little, so a search for what 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from corral.policy.memory.layout import Layout, wanted_layout
 from corral.policy.memory.options import MIB, LaunchOptions
 from corral.policy.memory.run import Run, plan_run
 from corral.policy.memory.shape import Shape, read_shape, whole
-from corral.policy.memory.weights import Weights, read_weights
+from corral.policy.memory.weights import Block, Weights, read_weights
 
 # A CUDA context with cuBLAS: 250 to 320 MiB, more on newer cards.
 CONTEXT_BYTES = 320 * MIB
@@ -110,15 +110,18 @@ class Prediction:
 
     def device_bytes(self, layout: Layout) -> tuple[DeviceBytes, ...]:
         """What each GPU of the layout will hold."""
-        computing = self._device_compute(layout)
-        draft = self._draft_bytes(layout)
+        caches = self.options.cache_on_gpu
+        weights = self._device_weights(layout)
+        cache = self._by_device(self.cache if caches else (), layout)
+        state = self._by_device(self.state if caches else (), layout)
+        compute, draft = self._device_compute(layout), self._draft_bytes(layout)
         projector = self.projector_bytes if self.options.projector_on_gpu else 0
         return tuple(
             DeviceBytes(
-                weights=self._device_weights(layout, device),
-                cache=self._on_device(self.cache, layout, device) if self.options.cache_on_gpu else 0,
-                state=self._on_device(self.state, layout, device) if self.options.cache_on_gpu else 0,
-                compute=computing[device],
+                weights=weights[device],
+                cache=cache[device],
+                state=state[device],
+                compute=compute[device],
                 context=CONTEXT_BYTES,
                 projector=projector if device == 0 else 0,
                 draft=draft[device],
@@ -129,29 +132,33 @@ class Prediction:
     def total_device_bytes(self, layout: Layout) -> int:
         return sum(device.total for device in self.device_bytes(layout))
 
-    def _device_weights(self, layout: Layout, device: int) -> int:
-        layers = tuple(block.bytes for block in self.weights.layers)
+    def _device_weights(self, layout: Layout) -> list[int]:
         output = self.weights.output.bytes + self.weights.tied_bytes
-        pinned = self.weights.pinned[device] if device < len(self.weights.pinned) else 0
-        return self._on_device((*layers, output), layout, device) + pinned
+        sizes = self._by_device((*(block.bytes for block in self.weights.layers), output), layout)
+        for device, pinned in enumerate(self.weights.pinned[: len(sizes)]):
+            sizes[device] += pinned
+        return sizes
 
-    def _on_device(self, sizes: Sequence[int], layout: Layout, device: int) -> int:
-        """Of these layers' bytes, those that lie on this GPU."""
-        places = [layout.device_of(index, self.layers) for index in range(len(sizes))]
+    def _by_device(self, sizes: Sequence[int], layout: Layout) -> list[int]:
+        """These layers' bytes, added up by the GPU on which they lie."""
+        totals = [0] * len(layout.shares)
+        for size, place in zip(sizes, layout.places(self.layers), strict=False):
+            if place is not None:
+                totals[place] += size
         if self.options.split_mode in ("row", "tensor"):
-            # Not whole layers but parts of each go to every GPU.
-            on_any = sum(size for size, place in zip(sizes, places, strict=True) if place is not None)
-            return round(on_any * layout.shares[device] / (sum(layout.shares) or 1))
-        return sum(size for size, place in zip(sizes, places, strict=True) if place == device)
+            # Not whole layers but a part of each goes to every GPU.
+            everything, unit = sum(totals), sum(layout.shares) or 1
+            return [round(everything * share / unit) for share in layout.shares]
+        return totals
 
     def _device_compute(self, layout: Layout) -> list[int]:
         sizes = [0] * len(layout.shares)
-        for index in range(self.layers + 1):
-            device = layout.device_of(index, self.layers)
-            if device is not None:
-                is_output = index == self.layers
-                size = self.compute.device_output_bytes if is_output else self.compute.device_layers_bytes
-                sizes[device] = max(sizes[device], size)
+        *layers, output = layout.places(self.layers)
+        for place in layers:
+            if place is not None:
+                sizes[place] = self.compute.device_layers_bytes
+        if output is not None:
+            sizes[output] = max(sizes[output], self.compute.device_output_bytes)
         if sizes and self.options.offload_operations and (borrowed := self._borrowed_bytes(layout)):
             # Large batches are computed on the first GPU even for layers on the host: it borrows their
             # weights, one matrix at a time.
@@ -162,11 +169,14 @@ class Prediction:
 
     def _borrowed_bytes(self, layout: Layout) -> int:
         """The largest matrix that stays on the host."""
-        blocks = (*self.weights.layers, self.weights.output)
         return max(
-            block.largest_bytes if layout.device_of(index, self.layers) is None else block.largest_host_bytes
-            for index, block in enumerate(blocks)
+            block.largest_bytes if place is None else block.largest_host_bytes
+            for block, place in self._placed_blocks(layout)
         )
+
+    def _placed_blocks(self, layout: Layout) -> Iterable[tuple[Block, int | None]]:
+        """Each layer, and the output, with the GPU on which it lies."""
+        return zip((*self.weights.layers, self.weights.output), layout.places(self.layers), strict=True)
 
     def _pipeline_bytes(self, layout: Layout) -> int:
         """What working on several batches at a time takes: copies of the inputs, here and on the host."""
@@ -205,10 +215,9 @@ class Prediction:
     def _host_weights(self, layout: Layout) -> tuple[int, int]:
         """Bytes of the file that stay mapped, and bytes of copies."""
         plain, repacked = self.weights.input_bytes, 0
-        for index, block in enumerate((*self.weights.layers, self.weights.output)):
-            on_host = layout.device_of(index, self.layers) is None
-            plain += block.host_bytes + (block.bytes if on_host else 0)
-            repacked += block.repacked_bytes if on_host else 0
+        for block, place in self._placed_blocks(layout):
+            plain += block.host_bytes + (block.bytes if place is None else 0)
+            repacked += block.repacked_bytes if place is None else 0
         if layout.shares or not self.options.repack:
             repacked = 0  # beside a GPU weights stay as they are, ready to be lent to it
         elif self.weights.tied_repacked:
@@ -218,14 +227,14 @@ class Prediction:
         return (plain, repacked) if self.options.memory_map else (0, plain)
 
     def _host_cache(self, layout: Layout) -> int:
-        kept = tuple(cache + state for cache, state in zip(self.cache, self.state, strict=True))
+        kept = [cache + state for cache, state in zip(self.cache, self.state, strict=True)]
         if not self.options.cache_on_gpu:
             return sum(kept)
-        return sum(size for index, size in enumerate(kept) if layout.device_of(index, self.layers) is None)
+        *places, _ = layout.places(self.layers)
+        return sum(size for size, place in zip(kept, places, strict=True) if place is None)
 
     def _host_compute(self, layout: Layout) -> int:
-        blocks = (*self.weights.layers, self.weights.output)
-        computes = any(block.host_bytes for block in blocks) or layout.gpu_layers <= self.layers
+        computes = any(place is None or block.host_bytes for block, place in self._placed_blocks(layout))
         size = self.compute.host_layers_bytes if computes else self.compute.host_inputs_bytes
         size += self._pipeline_bytes(layout)
         return size * (2 if self.options.predicts_ahead else 1)

@@ -1,0 +1,269 @@
+"""What the fleet knows of memory: readings from the drivers, books and decisions from policy.
+
+`look` takes one reading of every device and tells the books; everything else asks the books. Readings
+are taken here and now, without an `await`: a decision is good for the moment of its readings only, and
+between the two nothing may happen. They cost well under a millisecond.
+
+A model that has loaded is measured, and what was found is remembered for its next start.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from corral import errors
+from corral.catalogue import Catalogue
+from corral.drivers import clock, host_memory, model_files, process_facts, process_memory
+from corral.drivers.gpu_probe import GpuProbe
+from corral.drivers.learned_store import LearnedStore
+from corral.formats.gguf import GgufError
+from corral.metrics import Metrics
+from corral.policy import guard as guarding
+from corral.policy.commitments import Commitments, Device, Measurement
+from corral.policy.fingerprint import FileFacts, fingerprint
+from corral.policy.footprint import PredictedFootprint, UnknownFootprint
+from corral.policy.guard import Decision, Guard, Impossible
+from corral.policy.learning import Learned, LearnedKey, error_ratio
+from corral.policy.memory import Unpredictable, predict, read_options
+from corral.policy.placement import HOST, Placement
+from corral.policy.visibility import usable
+from corral.settings import Settings
+
+log = logging.getLogger("corral.memory")
+
+# Where the kernel does not say how much memory there is, nothing can be guarded.
+UNGUARDED_BYTES = 1 << 50
+HOST_INDEX = 1 << 16
+
+
+class FleetMemory:
+    """The guard, with eyes. What the scheduler calls its admission."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        catalogue: Catalogue,
+        command: Callable[[str], Sequence[str]],
+        environment: Mapping[str, str],
+        probe: GpuProbe | None,
+        store: LearnedStore,
+        metrics: Metrics,
+    ) -> None:
+        self._settings = settings
+        self._catalogue = catalogue
+        self._command = command
+        self._environment = environment
+        self._probe = probe if settings.herd.gpu_enabled else None
+        self._store = store
+        self._metrics = metrics
+        self._books = Commitments()
+        self._guard = Guard(
+            self._books, settings.herd.allocation_strategy, cpu_fallback=settings.herd.cpu_fallback
+        )
+        self._footprints: dict[str, PredictedFootprint | UnknownFootprint] = {}
+        self._placements: dict[str, Placement] = {}
+        self._pids: dict[str, int] = {}
+
+    # Decisions, for the scheduler --------------------------------------------------------------
+
+    def decide(self, model: str, idle: Sequence[str], busy: Sequence[str]) -> Decision:
+        self.look()
+        return self._guard.decide(model, self._footprint(model), idle=idle, busy=busy)
+
+    def reserve(self, model: str, placement: Placement) -> None:
+        self._books.reserve(model, placement)
+        self._placements[model] = placement
+
+    def relieve(self, idle: Sequence[str]) -> Sequence[str]:
+        return self._guard.relieve(idle)
+
+    def refusal(self, impossible: Impossible) -> errors.CorralError:
+        footprint = self._footprint(impossible.model)
+        suggestion = ""
+        if isinstance(footprint, PredictedFootprint):
+            suggestion = footprint.suggestion(dict(impossible.free))
+        return guarding.refusal(impossible, suggestion)
+
+    # A model's life, for the fleet -------------------------------------------------------------
+
+    def spawned(self, model: str, pid: int) -> None:
+        self._pids[model] = pid
+        self._books.spawned(model, pid)
+
+    def loaded(self, model: str) -> None:
+        self._guard.loaded(model)
+
+    def stopping(self, model: str) -> None:
+        """It is told to go. What it has taken of the host's memory at its highest is worth knowing."""
+        self._remember_host_peak(model)
+        self._books.stopping(model)
+
+    def ran_out(self, model: str) -> bool:
+        """It died loading, for want of memory. Whether to try again at once."""
+        placement = self._placements[model]
+        too_small = self._guard.out_of_memory(model)
+        footprint = self._footprint(model)
+        if isinstance(footprint, PredictedFootprint):
+            gpu_bytes = sum(size for id, size in too_small.needs.items() if id != HOST)
+            if placement.gpus:
+                key, predicted = footprint.gpu_key(placement.layers), footprint.predicted_gpu_bytes(placement)
+                self._store.remember(key, Learned(gpu_bytes, predicted))
+            else:
+                key, predicted = footprint.host_key(0), footprint.predicted_host_bytes(placement)
+                self._store.remember(key, Learned(too_small.needs[HOST], predicted))
+        return too_small.retry
+
+    def gone(self, model: str, *, reaped: bool) -> None:
+        """Its process is gone, or can't be made to go. The memory is given back when a reading says so."""
+        self._pids.pop(model, None)
+        if model not in self._books:
+            return
+        if reaped:
+            self._books.reaped(model, clock.monotonic())
+        else:
+            log.error("%s can't be ended: what it holds stays held", model)
+            self._books.unreapable(model)
+
+    def never_started(self, model: str) -> None:
+        """No process was had for the reservation."""
+        if model in self._books:
+            self._books.released(model)
+
+    def holds(self, model: str) -> bool:
+        """Whether any memory is still promised to it or not yet confirmed to be given back."""
+        return model in self._books
+
+    @property
+    def restless(self) -> bool:
+        return bool(self._books.unsettled or self._books.leaving)
+
+    # Readings ----------------------------------------------------------------------------------
+
+    def look(self) -> tuple[str, ...]:
+        """Read every device now. The models whose memory has come back."""
+        news = self._books.observe(self._devices(), clock.monotonic())
+        for measurement in news.measured:
+            self._learn(measurement)
+        for model in news.released:
+            self._placements.pop(model, None)
+        return news.released
+
+    def _devices(self) -> list[Device]:
+        # Before the whole, so that no part is newer than it.
+        processes = {pid: used for pid in self._pids.values() if (used := _anonymous_bytes(pid)) is not None}
+        memory = host_memory.read() or host_memory.HostMemory(UNGUARDED_BYTES, UNGUARDED_BYTES)
+        used = memory.total_bytes - memory.available_bytes
+        return [*self._gpus(), Device(HOST, HOST_INDEX, memory.total_bytes, used, processes)]
+
+    def _gpus(self) -> list[Device]:
+        if self._probe is None:
+            return []
+        readings = {reading.uuid: reading for reading in self._probe.read()}
+        herd = self._settings.herd
+        allowed = usable(tuple(readings), self._settings.visible_devices, herd.gpu_devices)
+        return [
+            Device(uuid, number, each.total_bytes, each.used_bytes, each.process_bytes)
+            for number, uuid in enumerate(allowed)
+            if (each := readings[uuid])
+        ]
+
+    def publish(self) -> None:
+        """Figures for a scrape, from the last reading."""
+        for account in self._books.accounts():
+            reserved = sum(self._books.held(name).get(account.id, 0) for name in self._catalogue.models)
+            self._metrics.gpu_memory_used_bytes.labels(account.id).set(account.used_bytes)
+            self._metrics.gpu_memory_total_bytes.labels(account.id).set(account.total_bytes)
+            self._metrics.gpu_memory_reserved_bytes.labels(account.id).set(reserved)
+        for name in self._catalogue.models:
+            self._metrics.model_vram_bytes.labels(name).set(self.held_bytes(name))
+
+    def held_bytes(self, model: str) -> int:
+        """What a model takes on GPUs, or in the host's memory where it is on none."""
+        held = self._books.held(model)
+        on_gpus = sum(size for id, size in held.items() if id != HOST)
+        return on_gpus or held.get(HOST, 0)
+
+    # Learning ----------------------------------------------------------------------------------
+
+    def _learn(self, measurement: Measurement) -> None:
+        placement = self._placements.get(measurement.model)
+        footprint = self._footprint(measurement.model)
+        measured = sum(measurement.gpu_bytes.values())
+        if placement is None or not measured or not isinstance(footprint, PredictedFootprint):
+            return
+        learned = Learned(measured, footprint.predicted_gpu_bytes(placement))
+        self._remember(measurement.model, footprint.gpu_key(placement.layers), learned)
+
+    def _remember_host_peak(self, model: str) -> None:
+        placement, pid = self._placements.get(model), self._pids.get(model)
+        footprint = self._footprint(model)
+        if placement is None or pid is None or not isinstance(footprint, PredictedFootprint):
+            return
+        peak = process_facts.peak_resident_bytes(pid)
+        if not peak:
+            return
+        key, predicted = footprint.host_key(placement.layers), footprint.predicted_host_bytes(placement)
+        before = self._recall(key)
+        # A run without a full prompt touches less than one with it: only the highest says enough.
+        learned = Learned(max(peak, before.measured_bytes if before else 0), predicted)
+        if placement.gpus:
+            self._store.remember(key, learned)
+        else:
+            self._remember(model, key, learned)
+
+    def _remember(self, model: str, key: LearnedKey, learned: Learned) -> None:
+        self._store.remember(key, learned)
+        self._metrics.vram_estimate_error_ratio.labels(model).set(error_ratio(learned))
+        log.info(
+            "%s took %d MiB where %d MiB were predicted",
+            model,
+            learned.measured_bytes >> 20,
+            learned.predicted_bytes >> 20,
+        )
+
+    def _recall(self, key: LearnedKey) -> Learned | None:
+        known = self._store.recall(key)
+        return None if known is None else Learned(*known)
+
+    # Footprints --------------------------------------------------------------------------------
+
+    def _footprint(self, name: str) -> PredictedFootprint | UnknownFootprint:
+        footprint = self._footprints.get(name)
+        if footprint is None:
+            footprint = self._footprints[name] = self.measure_out(name)
+        return footprint
+
+    def measure_out(self, name: str) -> PredictedFootprint | UnknownFootprint:
+        """What a model will take, from its file and its command line."""
+        model = self._catalogue.models[name]
+        gpus = bool(self._gpus())
+        try:
+            shards = model_files.shard_paths(model.path)
+            headers = [model_files.read_header(path) for path in shards]
+            projector = model_files.read_header(model.mmproj) if model.mmproj is not None else None
+            options = read_options(self._command(name), self._environment)
+            prediction = predict(headers, options, projector=projector)
+            facts = [_file_facts(path) for path in shards]
+        except (OSError, GgufError, Unpredictable) as error:
+            log.info("%s can't be predicted, its file's size is taken for it: %s", name, error)
+            return UnknownFootprint(model.size_bytes, gpus=gpus)
+        return PredictedFootprint(
+            prediction,
+            fingerprint(facts),
+            self._recall,
+            gpus=gpus,
+            layers_fixed="n_gpu_layers" in model.in_flags,
+            multiplier=self._settings.herd.vram_multiplier,
+        )
+
+
+def _file_facts(path: Path) -> FileFacts:
+    status = path.stat()
+    return FileFacts(path.name, status.st_size, status.st_mtime_ns)
+
+
+def _anonymous_bytes(pid: int) -> int | None:
+    memory = process_memory.read(pid)
+    return None if memory is None else memory.anonymous_bytes

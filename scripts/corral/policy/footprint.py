@@ -1,0 +1,99 @@
+"""What a model takes wherever it is put: the prediction, corrected by what was measured.
+
+The guard asks for bytes as a function of where the layers go (`placement.Footprint`). Here the answer
+comes from the file and the flags, times a margin; or, for a layout that has been loaded before, from
+what it really took, with the small margin that a measurement deserves.
+
+A file that can't be read has a footprint too: about its own size. The engine will say what is wrong
+with it, and says it better than we could.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from corral.policy.fit import what_would_fit, what_would_fit_on_host
+from corral.policy.learning import Learned, LearnedKey, estimate, learned_key
+from corral.policy.memory import HOST_ONLY, Layout, Prediction
+from corral.policy.placement import HOST, Placement
+
+Memory = Callable[[LearnedKey], Learned | None]
+
+
+class PredictedFootprint:
+    def __init__(
+        self,
+        prediction: Prediction,
+        fingerprint: str,
+        recall: Memory,
+        *,
+        gpus: bool,
+        layers_fixed: bool,
+        multiplier: float,
+    ) -> None:
+        self.prediction = prediction
+        self.layer_count = prediction.layout(1).gpu_layers if gpus else 0
+        self.layers_fixed = layers_fixed
+        self._fingerprint = fingerprint
+        self._recall = recall
+        self._multiplier = multiplier
+
+    def spread(self, shares: Sequence[float], layers: int) -> tuple[int, ...]:
+        sizes = self._gpu_sizes(Layout(layers, tuple(shares)))
+        learned = self._recall(self.gpu_key(layers))
+        factor = estimate(sum(sizes), learned, self._multiplier).factor
+        return tuple(math.ceil(size * factor) for size in sizes)
+
+    def host_bytes(self, layers: int) -> int:
+        learned = self._recall(self.host_key(layers))
+        return estimate(self._host_size(layers), learned, self._multiplier).bytes
+
+    def _gpu_sizes(self, layout: Layout) -> list[int]:
+        return [device.total for device in self.prediction.device_bytes(layout)]
+
+    def _host_size(self, layers: int) -> int:
+        return self.prediction.total_host_bytes(Layout(layers, (1.0,)) if layers else HOST_ONLY)
+
+    # What is learnt ----------------------------------------------------------------------------
+
+    def gpu_key(self, layers: int) -> LearnedKey:
+        return learned_key(self._fingerprint, self.prediction.options, layers)
+
+    def host_key(self, layers: int) -> LearnedKey:
+        key = self.gpu_key(layers)
+        return key._replace(flags=f"{key.flags} on the host")
+
+    def predicted_gpu_bytes(self, placement: Placement) -> int:
+        """The bare prediction for all GPUs of a placement."""
+        if not placement.gpus:
+            return 0
+        shares = placement.tensor_split or (1.0,)
+        return sum(self._gpu_sizes(Layout(placement.layers, tuple(map(float, shares)))))
+
+    def predicted_host_bytes(self, placement: Placement) -> int:
+        return self._host_size(placement.layers)
+
+    def suggestion(self, free: dict[str, int]) -> str:
+        """What would fit instead, into so much free memory by device, as a sentence."""
+        gpus = [max(0, size) for id, size in free.items() if id != HOST]
+        if self.layer_count and gpus:
+            return what_would_fit(self.prediction, [max(gpus)], self._multiplier).text()
+        return what_would_fit_on_host(self.prediction, max(0, free.get(HOST, 0)), self._multiplier).text()
+
+
+class UnknownFootprint:
+    """A file without a header that can be read."""
+
+    layers_fixed = False
+
+    def __init__(self, size_bytes: int, *, gpus: bool) -> None:
+        self._size_bytes = size_bytes
+        self.layer_count = 1 if gpus else 0
+
+    def spread(self, shares: Sequence[float], layers: int) -> tuple[int, ...]:
+        whole = sum(shares)
+        return tuple(math.ceil(self._size_bytes * share / whole) for share in shares)
+
+    def host_bytes(self, layers: int) -> int:
+        return 0 if layers else self._size_bytes

@@ -1,0 +1,281 @@
+"""LlamaEngines with real processes: the stand-in llama-server behind a real reaper, logs and sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from corral import errors
+from corral.catalogue import Catalogue
+from corral.drivers import tasks
+from corral.drivers.http_client import Address, HttpClient
+from corral.drivers.log_files import LogFiles
+from corral.drivers.patrol import Patrol
+from corral.drivers.reaper import Reaper
+from corral.fleet import EngineDied, LlamaEngines
+from corral.fleet.engines import LlamaEngine
+from corral.formats import http1
+from corral.settings import Settings, children_environment
+from tests.fleet.herd import SOMEWHERE
+from tests.in_a_loop import in_a_loop, turns
+from tests.models import a_model
+from tests.settings.desk import Desk
+from tests.stand_in_launcher import read_events, write_launcher
+from tests.support import free_port
+from tests.waiting import eventually, is_running
+
+
+class Yard:
+    """Where engines are started: a settings file, a log directory, and what the stand-in has recorded."""
+
+    def __init__(self, root: Path, **stand_in: str) -> None:
+        self.root = root
+        self.journal = root / "journal"
+        self.port = free_port()
+        environ = {f"STAND_IN_{name.upper()}": value for name, value in stand_in.items()}
+        environ |= {"STAND_IN_LOG": str(self.journal), "DATA_DIR": str(root / "data")}
+        config = {
+            "system": {"llama_server_path": str(write_launcher(root))},
+            "server_pool": {"port_start": self.port},
+        }
+        self.settings: Settings = Desk(root).load(config, environ)
+        self.path = Path("/models/demo.gguf")
+        self.client = HttpClient(Patrol())
+        self.started: list[LlamaEngine] = []
+
+    def replace(self, part: str, **values: Any) -> None:
+        """Change a group of the settings."""
+        changed = dataclasses.replace(getattr(self.settings, part), **values)
+        self.settings = dataclasses.replace(self.settings, **{part: changed})
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[LlamaEngines]:
+        """Engines that can be started. Whatever still runs at the end is killed and reaped."""
+        reaper, client = Reaper(), self.client
+        logs = LogFiles(self.settings.logs.directory, "box")
+        model = a_model("demo", path=self.path)
+        engines = LlamaEngines(
+            self.settings,
+            Catalogue({"demo": model}, {}, ()),
+            children_environment(self.settings),
+            client,
+            logs,
+            reaper,
+            frozenset({1, 2}),
+            has_gpus=False,
+        )
+        reaper.start(asyncio.get_running_loop())
+        try:
+            yield engines
+        finally:
+            for engine in self.started:
+                client.close(engine.address)
+                if engine.alive:
+                    engine.kill("the test is over")
+                    await tasks.outcome(engine.until_exit())
+            reaper.stop()
+            logs.stop()
+            await turns()
+
+    async def start(self, engines: LlamaEngines) -> LlamaEngine:
+        engine = await tasks.outcome(engines.start("demo", SOMEWHERE))
+        self.started.append(engine)
+        return engine
+
+    def log_text(self) -> str:
+        return (self.settings.logs.directory / "llama-demo" / "latest.txt").read_text()
+
+
+async def death_of(engines: LlamaEngines) -> str:
+    """How a start comes to nothing, in its own words."""
+    with pytest.raises(EngineDied) as caught:
+        await tasks.outcome(engines.start("demo", SOMEWHERE))
+    return str(caught.value)
+
+
+@in_a_loop
+async def test_a_model_becomes_a_process_that_answers_and_goes_when_told(tmp_path: Path) -> None:
+    yard = Yard(tmp_path, load_s="0.1")
+    async with yard.open() as engines:
+        engine = await yard.start(engines)
+        assert engine.address == Address("127.0.0.1", yard.port)
+        assert is_running(engine.pid)
+        assert engine.alive
+        await tasks.outcome(engine.until_ready())
+        assert await tasks.outcome(engine.says_healthy())
+        argv = read_events(yard.journal, "start")[0]["argv"]
+        assert argv[argv.index("--port") + 1] == str(yard.port)
+        assert argv[argv.index("--alias") + 1] == "demo"
+        await tasks.outcome(engine.stop())
+        assert (engine.alive, engine.stopped) == (False, True)
+        assert await tasks.outcome(engine.until_exit()) == "exit code 0"
+        assert not is_running(engine.pid)
+        assert engine.log_tail(1)[0].startswith("srv  llama_server: listening on")
+    first, *rest = yard.log_text().splitlines()
+    assert first.startswith(f"[corral] {tmp_path}/llama-server --model /models/demo.gguf")
+    assert "srv    load_model: loading model" in rest[0]
+
+
+@in_a_loop
+async def test_an_exit_while_loading_says_how_and_keeps_the_last_lines(tmp_path: Path) -> None:
+    yard = Yard(tmp_path, exit_code="3", stderr_text="error: no such tensor")
+    async with yard.open() as engines:
+        engine = await yard.start(engines)
+        with pytest.raises(EngineDied, match=r"^exit code 3$"):
+            await tasks.outcome(engine.until_ready())
+        assert engine.log_tail(1) == ["error: no such tensor"]
+        assert (engine.alive, engine.stopped) == (False, False)
+
+
+@in_a_loop
+async def test_an_exit_while_loading_is_noticed_at_once_however_rarely_it_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("corral.fleet.engines.POLL_S", 60.0)
+    monkeypatch.setattr("corral.fleet.engines.POLL_SLOWEST_S", 60.0)
+    yard = Yard(tmp_path, load_s="0.2", exit_code="3")
+    async with yard.open() as engines:
+        engine = await yard.start(engines)
+        with pytest.raises(EngineDied, match=r"^exit code 3$"):
+            await tasks.outcome(engine.until_ready())
+
+
+@in_a_loop
+async def test_a_process_that_is_killed_for_a_reason_dies_of_that_reason(tmp_path: Path) -> None:
+    yard = Yard(tmp_path, never_ready="true")
+    async with yard.open() as engines:
+        engine = await yard.start(engines)
+        ready = tasks.outcome(engine.until_ready())
+        engine.kill("it hung")
+        with pytest.raises(EngineDied, match=r"^it hung \(killed by SIGKILL\)$"):
+            await ready
+        assert not engine.stopped
+
+
+@in_a_loop
+async def test_a_stop_while_loading_ends_the_load(tmp_path: Path) -> None:
+    yard = Yard(tmp_path, never_ready="true")
+    async with yard.open() as engines:
+        engine = await yard.start(engines)
+        ready = tasks.outcome(engine.until_ready())
+        await eventually(lambda: read_events(yard.journal, "request"), "it was asked for its health")
+        await tasks.outcome(engine.stop())
+        with pytest.raises(EngineDied, match="killed by SIGTERM"):
+            await ready
+
+
+@in_a_loop
+async def test_who_does_not_listen_to_sigterm_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("corral.drivers.llama_process.LlamaProcess.stop.__defaults__", (0.1, 10.0))
+    yard = Yard(tmp_path, ignore_sigterm="true")
+    async with yard.open() as engines:
+        engine = await yard.start(engines)
+        await tasks.outcome(engine.until_ready())
+        await tasks.outcome(engine.stop())
+        assert await tasks.outcome(engine.until_exit()) == "killed by SIGKILL"
+
+
+@in_a_loop
+async def test_a_stop_cuts_the_requests_first_because_a_busy_engine_waits_for_them(tmp_path: Path) -> None:
+    yard = Yard(tmp_path, token_delay_s="30")
+    async with yard.open() as engines:
+        engine = await yard.start(engines)
+        await tasks.outcome(engine.until_ready())
+        body = b"{}"
+        head = http1.request_head(
+            "POST", "/v1/chat/completions", [(b"host", b"x"), (b"content-length", b"%d" % len(body))]
+        )
+        asked = tasks.outcome(yard.client.send(engine.address, "POST", head + body, silence_s=60.0))
+        await eventually(
+            lambda: any(event["method"] == "POST" for event in read_events(yard.journal, "request")),
+            "the request has come",
+        )
+        stopped = tasks.outcome(engine.stop())
+        with pytest.raises(errors.UpstreamError, match="was stopped"):
+            await asked
+        await stopped
+        assert await tasks.outcome(engine.until_exit()) == "exit code 0"
+    assert [event["tokens"] for event in read_events(yard.journal, "client_gone")] == [0]
+
+
+@in_a_loop
+async def test_without_a_llama_server_the_words_say_what_to_do(tmp_path: Path) -> None:
+    yard = Yard(tmp_path)
+    yard.replace("paths", llama_server=None)
+    async with yard.open() as engines:
+        assert "run `make engine`, or set LLAMA_SERVER_PATH" in await death_of(engines)
+
+
+@in_a_loop
+async def test_a_program_that_cannot_be_run_dies_with_its_reason(tmp_path: Path) -> None:
+    yard = Yard(tmp_path)
+    broken = tmp_path / "broken"
+    broken.write_text("no program")
+    yard.replace("paths", llama_server=broken)
+    async with yard.open() as engines:
+        engine = await yard.start(engines)
+        with pytest.raises(EngineDied, match="exit code 127"):
+            await tasks.outcome(engine.until_ready())
+        assert str(broken) in engine.log_tail(1)[0]
+
+
+@in_a_loop
+async def test_no_process_to_be_had_is_a_death_and_its_port_stays_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: object, **_more: object) -> None:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    yard = Yard(tmp_path)
+    async with yard.open() as engines:
+        with monkeypatch.context() as patch:
+            patch.setattr("corral.drivers.llama_process.spawn", refuse)
+            assert "Resource temporarily unavailable" in await death_of(engines)
+        assert (await yard.start(engines)).address.port == yard.port
+
+
+@in_a_loop
+async def test_ports_that_are_taken_are_passed_over_and_come_back(tmp_path: Path) -> None:
+    yard = Yard(tmp_path)
+    async with yard.open() as engines:
+        with socket.create_server(("127.0.0.1", yard.port)):
+            first = await yard.start(engines)
+        second, third = await yard.start(engines), await yard.start(engines)
+        ports = [engine.address.port for engine in (first, second, third)]
+        assert ports[0] > yard.port
+        assert ports[1] == yard.port
+        assert ports[2] > ports[0]
+        second.kill("over")
+        await tasks.outcome(second.until_exit())
+        await turns()
+        assert (await yard.start(engines)).address.port == yard.port
+
+
+@in_a_loop
+async def test_no_free_port_is_said_with_the_range_and_the_remedy(tmp_path: Path) -> None:
+    yard = Yard(tmp_path)
+    yard.replace("herd", port_start=65535)
+    with socket.create_server(("127.0.0.1", 65535)):
+        async with yard.open() as engines:
+            assert await death_of(engines) == (
+                "no port is free from 65535 to 65535: free one, or set server_pool.port_start"
+            )
+
+
+@in_a_loop
+async def test_a_file_name_that_is_no_text_does_not_stand_in_the_way(tmp_path: Path) -> None:
+    yard = Yard(tmp_path)
+    yard.path = Path("/models/\udcff two.gguf")
+    async with yard.open() as engines:
+        await yard.start(engines)
+    # The line can be pasted into a shell as it is, but for what no text can say.
+    assert "--model '/models/? two.gguf' --alias demo" in yard.log_text().splitlines()[0]
