@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from corral.formats import prometheus_text
-from tests.support import REQUEST_TIMEOUT_S, Answer, Corral, ask, open_request, wait_until
+from tests.support import REQUEST_TIMEOUT_S, Answer, Corral, ask, open_request
+from tests.waiting import wait_until
 
 CHAT = "/v1/chat/completions"
 # A stream that the real engine goes on with until its client leaves.
-ENDLESS = {"stream": True, "ignore_eos": True, "max_tokens": -1}
+ENDLESS: dict[str, Any] = {"stream": True, "ignore_eos": True, "max_tokens": -1}
 LARGE_CONTEXT = ["--ctx-size", "131072"]
 DONE = "[DONE]"
 

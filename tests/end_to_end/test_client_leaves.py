@@ -26,7 +26,8 @@ from tests.end_to_end.talk import (
     wait_for_queue,
     wire,
 )
-from tests.support import Corral, running_corral, wait_until
+from tests.support import Corral, running_corral
+from tests.waiting import wait_until
 
 # Promised: "a stream stops generating within a second".
 AT_ONCE_S = 1.0

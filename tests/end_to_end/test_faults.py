@@ -32,7 +32,8 @@ from tests.end_to_end.talk import (
     wire,
 )
 from tests.stand_in_launcher import read_events
-from tests.support import Answer, Corral, ask, open_request, running_corral, wait_until
+from tests.support import Answer, Corral, ask, open_request, running_corral
+from tests.waiting import wait_until
 
 TEXT = "token0 token1 token2 token3 token4 "
 # One model per test that kills or blocks it, so that they don't get into one another's way.
@@ -66,9 +67,7 @@ def corral(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def stubborn(
-    tmp_path_factory: pytest.TempPathFactory, stand_in: Path, demo_files: Path
-) -> Iterator[Corral]:
+def stubborn(tmp_path_factory: pytest.TempPathFactory, stand_in: Path, demo_files: Path) -> Iterator[Corral]:
     """Its engine ignores SIGTERM. Patience with it takes a while, so it is told to stop at once."""
     with running_corral(
         tmp_path_factory.mktemp("stubborn"),
@@ -164,7 +163,9 @@ def test_a_stream_whose_engine_dies_ends_with_an_error_and_the_engine_comes_back
 
 
 def test_one_stream_that_kills_its_engine_is_no_news_to_another_model(corral: Corral) -> None:
-    with open_chat(corral, model="steady", stream=True, stand_in={"tokens": 20, "token_delay_s": 0.02}) as calm:
+    with open_chat(
+        corral, model="steady", stream=True, stand_in={"tokens": 20, "token_delay_s": 0.02}
+    ) as calm:
         next_event(calm)
         assert_broken_off_honestly(spoilt(corral, "mortal", stream=True, die_after=1), tokens=1)
         assert events(calm.read())[-1] == DONE

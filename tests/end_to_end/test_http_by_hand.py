@@ -24,7 +24,8 @@ from tests.end_to_end.talk import (
     streamed_text,
     wire,
 )
-from tests.support import Corral, ask, running_corral, wait_until
+from tests.support import Corral, ask, running_corral
+from tests.waiting import wait_until
 
 HOST = "Host: corral.test\r\n"
 LIVE = f"GET /live HTTP/1.1\r\n{HOST}\r\n"
@@ -83,7 +84,12 @@ def test_a_client_that_pipelines_and_reads_nothing_fills_nobodys_memory(impatien
 def test_a_chunked_body_is_read_whatever_its_pieces(corral: Corral) -> None:
     body = json.dumps(chat()).encode()
     first, rest = body[:20], body[20:]
-    chunks = b'%x;why="not"\r\n%b\r\n%X\r\n%b\r\n0\r\nTrailer: 1\r\n\r\n' % (len(first), first, len(rest), rest)
+    chunks = b'%x;why="not"\r\n%b\r\n%X\r\n%b\r\n0\r\nTrailer: 1\r\n\r\n' % (
+        len(first),
+        first,
+        len(rest),
+        rest,
+    )
     data = request(corral, {}, framing="Transfer-Encoding: chunked") + chunks
     with wire(corral) as connection:
         for pieces in ([data], [data[at : at + 1] for at in range(len(data))]):
@@ -121,7 +127,9 @@ def test_http_10_gets_its_stream_without_chunks(corral: Corral) -> None:
     assert (streamed_text(parts), last) == (SCRIPT, "[DONE]")
 
 
-@pytest.mark.parametrize("path", ["/v1/models/demo", "/v1/models/d%65mo", "http://corral.test/v1/models/demo"])
+@pytest.mark.parametrize(
+    "path", ["/v1/models/demo", "/v1/models/d%65mo", "http://corral.test/v1/models/demo"]
+)
 def test_a_path_may_be_written_in_several_ways(corral: Corral, path: str) -> None:
     with wire(corral) as connection:
         connection.say(f"GET {path} HTTP/1.1\r\n{HOST}X-API-Key: {corral.key}\r\n\r\n")
@@ -200,7 +208,11 @@ def test_a_head_beyond_the_limits_is_refused_and_the_connection_closed(corral: C
     with wire(corral) as connection:
         connection.say(data)
         answer = connection.hear()
-        assert (answer.status, answer.error()["code"], answer.headers["connection"]) == (status, code, "close")
+        assert (answer.status, answer.error()["code"], answer.headers["connection"]) == (
+            status,
+            code,
+            "close",
+        )
         assert connection.at_end()
 
 
@@ -312,7 +324,7 @@ def test_a_head_that_drips_is_not_waited_for_either(impatient: Corral) -> None:
                 closed = b"408" in connection.socket.recv(12)
             except TimeoutError:
                 continue
-        assert 0.5 <= time.monotonic() - began
+        assert time.monotonic() - began >= 0.5
 
 
 def test_a_body_that_stops_arriving_is_not_waited_for(impatient: Corral) -> None:

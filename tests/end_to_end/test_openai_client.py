@@ -10,8 +10,7 @@ import openai
 import pytest
 
 from corral.formats.demo_models import SCRIPT
-from tests.end_to_end.talk import metric
-from tests.support import KEY, KEYS_FILE, Corral, running_corral, wait_until
+from tests.support import KEY, KEYS_FILE, Corral, running_corral
 
 SLOW_KEY = "sk-slow-0123456789abcdef"
 NARROW_KEY = "sk-narrow-0123456789abcdef"

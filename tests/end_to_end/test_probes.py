@@ -9,7 +9,8 @@ import pytest
 
 from tests.conftest import StartCorral
 from tests.end_to_end.talk import CHAT, chat, is_in_state, metric
-from tests.support import Corral, ask, wait_until
+from tests.support import Corral, ask
+from tests.waiting import wait_until
 
 OWN_PATH = "/my/health"
 STATES = ("/ping", OWN_PATH, "/ready", "/readyz")
@@ -57,9 +58,7 @@ def test_both_ports_say_the_same_while_a_model_is_preloaded_and_after(
 
 def test_a_preload_that_fails_is_settled_too(start_corral: StartCorral, stand_in: Path) -> None:
     broken = {"demo": {"model_path": "demo.gguf", "flags": ["--stand-in", '{"exit_code": 3}']}}
-    corral = start_corral(
-        engine=stand_in, config={"system": {"preload_models": ["demo"]}, "models": broken}
-    )
+    corral = start_corral(engine=stand_in, config={"system": {"preload_models": ["demo"]}, "models": broken})
     for url in (corral.url, corral.health_url):
         assert codes(url, "/ping", "/ready") == [200, 200]
 

@@ -26,7 +26,8 @@ from tests.end_to_end.talk import (
     streamed_text,
     wait_for_queue,
 )
-from tests.support import Answer, Corral, ask, processes_naming, running_corral, wait_until
+from tests.support import Answer, Corral, ask, processes_naming, running_corral
+from tests.waiting import wait_until
 
 ALIASES = ["gpt-4o-mini", "org/fast"]
 MODELS = {

@@ -28,7 +28,8 @@ from tests.end_to_end.talk import (
     wait_for_queue,
     wire,
 )
-from tests.support import Corral, ask, processes_naming, wait_until
+from tests.support import Corral, ask, processes_naming
+from tests.waiting import wait_until
 
 ENDLESS_MODEL = {"models": {"demo": {"model_path": "demo.gguf", "flags": LARGE_CONTEXT}}}
 # A stream of two seconds, from an engine whose pace does not depend on the machine's.

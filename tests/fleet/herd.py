@@ -17,6 +17,7 @@ from corral.drivers import clock, tasks
 from corral.drivers.http_client import Address
 from corral.drivers.http_server import ClientGone
 from corral.fleet import Engine, EngineDied, Fleet, Lease
+from corral.fleet.engines import Death
 from corral.metrics import Metrics
 from corral.policy.guard import Decision, Impossible, Place
 from corral.policy.liveness import Sample
@@ -39,6 +40,7 @@ class FakeEngine:
         self.stops = 0
         self.stopped = False
         self.alive = True
+        self.death = Death.OTHER
         self._is_ready = False
         self._ending = ""
         self._bell = tasks.Bell()
@@ -65,8 +67,8 @@ class FakeEngine:
         self.stopped = True
         return True
 
-    def ran_out_of_memory(self) -> bool:
-        return False
+    def died_of(self) -> Death:
+        return self.death
 
     async def says_healthy(self) -> bool:
         return self._is_ready

@@ -323,7 +323,9 @@ class World:
         self._demand(peaks + machine.foreign + need <= machine.total, f"{where}: promises can't be kept")
         here = [each for each in self._processes.values() if machine.id in each.reserved]
         if machine.listing is Listing.HIDDEN:
-            changing = [each.model for each in here if not each.released and each.phase in (*LEAVING, Phase.LOADING)]
+            changing = [
+                each.model for each in here if not each.released and each.phase in (*LEAVING, Phase.LOADING)
+            ]
             self._demand(not changing, f"{where}, which hides processes, while {changing} are on their way")
         elif self._shown and not self._flaky:
             promised = sum(each.promised(machine.id) for each in here)
@@ -375,7 +377,7 @@ class World:
         self._models = {name: replace(model, pinned=False) for name, model in self._models.items()}
         for process in self._in((Phase.STUCK,)):
             self._die(process)
-        while any(each.phase is Phase.DEAD for each in self._processes.values()):
+        while any(each.phase in LEAVING for each in self._processes.values()):
             self._pass_time()
 
     def _everybody_is_placed(self) -> None:
@@ -389,14 +391,14 @@ class World:
             decision = self._ask(name)
             if name in self._processes:
                 layers = decision.placement.layers
-                self._demand(layers >= possible or not self._shown, f"{name} got a bad place, {layers} layers")
+                self._demand(
+                    layers >= possible or not self._shown, f"{name} got a bad place, {layers} layers"
+                )
                 return
             if isinstance(decision, self._parts.guard.Impossible):
-                # Where processes are hidden, a look at the emptier machine may show more.
-                self._demand(possible < 0 or not self._shown, f"{name} fits an empty machine and was refused")
-                self._stop_one()
                 if possible < 0:
                     return
+                self._stop_one()  # a look at an emptier machine may show more
             for process in self._in((Phase.READY,)):
                 process.busy = False
             self._pass_time()

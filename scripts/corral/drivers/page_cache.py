@@ -12,7 +12,6 @@ there is nothing left to read.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 import threading
@@ -65,11 +64,13 @@ class PageCache:
 
     def _read_all(self) -> None:
         while (path := self._next()) is not None:
-            # A file that is missing or can't be read is its llama-server's to complain about.
-            with contextlib.suppress(OSError):
-                self._read(path)
-            with self._lock:
-                self._wanted.pop(path, None)
+            try:
+                done = self._read(path)
+            except OSError:
+                done = True  # what is missing or can't be read is its llama-server's to complain about
+            if done:
+                with self._lock:
+                    self._wanted.pop(path, None)
 
     def _next(self) -> Path | None:
         with self._lock:
@@ -78,16 +79,17 @@ class PageCache:
                 self._reader = None
             return path
 
-    def _read(self, path: Path) -> None:
+    def _read(self, path: Path) -> bool:
+        """Whether it came to an end; False if nobody wants it any more."""
         # Non-blocking, or else opening a pipe would wait for somebody to write to it.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                return
-            for offset in range(0, status.st_size, PIECE_BYTES):
+            size_bytes = status.st_size if stat.S_ISREG(status.st_mode) else 0
+            for offset in range(0, size_bytes, PIECE_BYTES):
                 if path not in self._wanted:
-                    return
+                    return False
                 os.posix_fadvise(descriptor, offset, PIECE_BYTES, os.POSIX_FADV_WILLNEED)
         finally:
             os.close(descriptor)
+        return True

@@ -2,6 +2,7 @@
 
 fleet     events in, actions carried out; the single writer of scheduler and lifecycle state
 lease     what a request holds while it needs a model
+keeper    follows one process from its start until its memory has come back
 managed   one model as the fleet keeps it
 memory    the VRAM guard with eyes: readings, books, what was learnt
 engines   how a model becomes a process that answers

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import shlex
 from collections.abc import Mapping
+from enum import Enum
 from typing import Protocol
 
 from corral import errors
@@ -22,7 +23,7 @@ from corral.drivers.page_cache import PageCache
 from corral.drivers.ports import lowest_free_port
 from corral.drivers.reaper import Reaper
 from corral.formats import http1
-from corral.formats.engine_log import ran_out_of_memory
+from corral.formats.engine_log import lost_its_port, ran_out_of_memory
 from corral.formats.slots import read_busy
 from corral.policy import launch
 from corral.policy.liveness import LOAD_STALL_S, LoadProgress, Sample, StallTimer
@@ -35,6 +36,14 @@ POLL_SLOWEST_S = 0.5
 # For the short questions that are asked of it beside the requests.
 ANSWER_SILENCE_S = 3.0
 ANSWER_MAX_BYTES = 4 * 1024 * 1024
+
+
+class Death(Enum):
+    """Causes of a death at load that are not the model's fault."""
+
+    MEMORY = "out of memory"
+    PORT = "its port was taken"
+    OTHER = "something else"
 
 
 class EngineDied(Exception):
@@ -70,8 +79,8 @@ class Engine(Protocol):
     async def stop(self) -> bool:
         """Close its sockets and end its process. False: it could not be reaped, even so."""
 
-    def ran_out_of_memory(self) -> bool:
-        """Whether it has died for want of memory, as far as its last words tell."""
+    def died_of(self) -> Death:
+        """What it has died of, as far as its last words tell."""
 
     def log_tail(self, lines: int) -> list[str]: ...
 
@@ -153,9 +162,13 @@ class LlamaEngine:
         self._client.close(self.address)
         return await self._process.stop() is not None
 
-    def ran_out_of_memory(self) -> bool:
-        exit_code = self._process.exit_code
-        return exit_code is not None and ran_out_of_memory(self._process.tail(), exit_code)
+    def died_of(self) -> Death:
+        exit_code, lines = self._process.exit_code, self._process.tail()
+        if self._killed_because or exit_code is None:
+            return Death.OTHER
+        if lost_its_port(lines):
+            return Death.PORT
+        return Death.MEMORY if ran_out_of_memory(lines, exit_code) else Death.OTHER
 
     def log_tail(self, lines: int) -> list[str]:
         return self._process.tail(lines)

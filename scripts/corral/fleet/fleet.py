@@ -24,7 +24,8 @@ from dataclasses import replace
 from corral import errors
 from corral.drivers import clock, tasks
 from corral.drivers.http_client import Address
-from corral.fleet.engines import Engine, EngineDied, Engines
+from corral.fleet.engines import Death, Engine, Engines
+from corral.fleet.keeper import end, keep
 from corral.fleet.lease import Lease
 from corral.fleet.managed import ManagedModel, Memory, failure, queue_timeout, shutting_down, status
 from corral.fleet.onlooker import Change, Gallery, Onlooker
@@ -39,7 +40,6 @@ log = logging.getLogger("corral.fleet")
 
 TICK_S = 0.25
 LOG_TAIL_LINES = 8
-RELEASE_POLL_S = 0.1
 # After SIGTERM's and SIGKILL's own patience there is nothing left to hope for.
 STOP_TIMEOUT_S = 30.0
 
@@ -280,9 +280,9 @@ class Fleet:
         self._announce(Change(model.name, self._status(model)))
         if model.state is ModelState.STARTING:
             model.load_began_at = clock.monotonic()
-            tasks.spawn(self._keep(model), f"the keeper of {model.name}")
+            tasks.spawn(keep(model, self._engines, self._memory, self), f"the keeper of {model.name}")
         elif model.state is ModelState.STOPPING and model.engine is not None:
-            tasks.spawn(self._end(model, model.engine), f"the end of {model.name}")
+            tasks.spawn(end(model, model.engine, self._memory), f"the end of {model.name}")
 
     def _announce(self, *changes: Change) -> None:
         """Tell everybody who looks on; without a change, that something about the whole is new."""
@@ -295,64 +295,14 @@ class Fleet:
 
     # From processes ----------------------------------------------------------------------------
 
-    async def _keep(self, model: ManagedModel) -> None:
-        """Follow one process from its start to its end, and report how it ended."""
-        try:
-            how = await self._follow(model)
-        except EngineDied as death:
-            how = str(death)
-        except Exception as error:
-            # A mistake of ours must not leave the model half-way for ever, with all who wait for it.
-            log.exception("the keeper of %s failed", model.name)
-            how = f"Corral failed on it: {error!r}"
-            if model.engine is not None:
-                await model.engine.stop()
-        model.good_spell_s = max(model.good_spell_s, clock.monotonic() - model.ready_at)
-        model.ready_at = math.inf
-        if model.state is ModelState.STOPPING:
-            await self._given_back(model)
-            model.engine = model.watchman = None
-            log.info("%s is off", model.name)
-            self._move(model, Event.EXITED)
-        else:
-            self._died(model, how)
+    def spawned(self, model: ManagedModel) -> None:
+        self._move(model, Event.SPAWNED)
 
-    async def _follow(self, model: ManagedModel) -> str:
-        assert model.placement is not None
-        try:
-            engine = model.engine = await self._engines.start(model.name, model.placement)
-        except EngineDied:
-            self._memory.never_started(model.name)
-            raise
-        self._memory.spawned(model.name, engine.pid)
-        if model.state is ModelState.STOPPING:
-            await self._end(model, engine)
-        else:
-            self._move(model, Event.SPAWNED)
-            await engine.until_ready()
-            if model.state is ModelState.LOADING:
-                self._ready(model, engine)
-        return await engine.until_exit()
-
-    async def _end(self, model: ManagedModel, engine: Engine) -> None:
-        self._memory.stopping(model.name)
-        if not await engine.stop():
-            self._memory.gone(model.name, reaped=False)
-
-    async def _given_back(self, model: ManagedModel) -> None:
-        """Wait until the memory of a process that is gone is seen to be free again."""
-        self._memory.gone(model.name, reaped=True)
-        while self._memory.holds(model.name):
-            self._memory.look()
-            if self._memory.holds(model.name):
-                await asyncio.sleep(RELEASE_POLL_S)
-
-    def _ready(self, model: ManagedModel, engine: Engine) -> None:
+    def ready(self, model: ManagedModel, engine: Engine) -> None:
         model.ready_at = clock.monotonic()
         model.settled = True
         model.watchman = Watchman(model.name, engine, lambda: self._scheduler.running(model.name))
         tasks.spawn(model.watchman.walk(), f"the watchman of {model.name}")
-        self._memory.loaded(model.name)
         seconds = model.ready_at - model.load_began_at
         self._metrics.model_load_seconds.labels(model.name).observe(seconds)
         log.info("%s is READY on port %d after %.2f s", model.name, engine.address.port, seconds)
@@ -361,7 +311,12 @@ class Fleet:
             if ticket.model == model.name:
                 lease.settle()  # a load is through now, with or without a slot
 
-    def _died(self, model: ManagedModel, how: str) -> None:
+    def stopped(self, model: ManagedModel) -> None:
+        model.engine = model.watchman = None
+        log.info("%s is off", model.name)
+        self._move(model, Event.EXITED)
+
+    def died(self, model: ManagedModel, how: str) -> None:
         """Nobody asked it to go. Pause and try again, or give up; tell those who waited for the load."""
         now = clock.monotonic()
         tail = model.engine.log_tail(LOG_TAIL_LINES) if model.engine is not None else []
@@ -369,11 +324,9 @@ class Fleet:
         model.died_loading = model.state in (ModelState.STARTING, ModelState.LOADING)
         model.deaths = model.deaths.another(lived_s=model.good_spell_s)
         model.retry_at = now + model.deaths.pause_s(random.random())
-        if model.died_loading and model.engine is not None and model.engine.ran_out_of_memory():
-            log.warning("%s ran out of memory; more is reserved for it from now on", model.name)
-            if self._memory.ran_out(model.name):
-                # Once more at once, with everything idle out of the way. Who waits, waits on.
-                model.died_loading, model.retry_at = False, now
+        if self._is_curable(model):
+            # Once more at once. Who waits, waits on.
+            model.died_loading, model.retry_at = False, now
         self._memory.gone(model.name, reaped=True)
         model.engine = model.watchman = None
         model.good_spell_s, model.settled = 0.0, True
@@ -384,6 +337,14 @@ class Fleet:
             self._move(model, Event.GIVE_UP)
         if model.died_loading or model.state is ModelState.FAILED:
             self._carry_out(self._scheduler.refuse_waiting(model.name, failure(model)))
+
+    def _is_curable(self, model: ManagedModel) -> bool:
+        """Whether what a load died of can be helped: another port, or everything idle out of the way."""
+        death = model.engine.died_of() if model.died_loading and model.engine is not None else Death.OTHER
+        if death is Death.MEMORY:
+            log.warning("%s ran out of memory; more is reserved for it from now on", model.name)
+            return self._memory.ran_out(model.name)
+        return death is Death.PORT
 
     # The end -----------------------------------------------------------------------------------
 

@@ -67,7 +67,7 @@ class Lease:
     async def engine_died(self) -> bool:
         """Whether the process behind the slot has died. A socket breaks a moment before it is reaped."""
         deadline = clock.monotonic() + DEATH_NOTICE_S
-        while self.engine.alive and clock.monotonic() < deadline:
+        while self.engine.alive and not self.engine.stopped and clock.monotonic() < deadline:
             await asyncio.sleep(DEATH_NOTICE_S / 50)
         return not self.engine.alive and not self.engine.stopped
 

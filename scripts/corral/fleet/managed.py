@@ -39,6 +39,11 @@ class ManagedModel:
     # Whether it has come up, or shown that it won't, since the start.
     settled: bool = False
 
+    def spell_is_over(self, now: float) -> None:
+        """It is not ready any more, if it was."""
+        self.good_spell_s = max(self.good_spell_s, now - self.ready_at)
+        self.ready_at = math.inf
+
 
 class Memory(Admission, Protocol):
     """Who knows about memory, as the fleet needs it: fleet/memory.py."""

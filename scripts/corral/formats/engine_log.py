@@ -111,3 +111,8 @@ def _place(name: str) -> str:
     if name.endswith("_Mapped"):
         return MAPPED
     return HOST if _ON_HOST.fullmatch(name) else name
+
+
+def lost_its_port(lines: Iterable[str]) -> bool:
+    """Whether somebody else had its port by the time that it wanted to listen."""
+    return any("couldn't bind HTTP server socket" in line for line in lines)

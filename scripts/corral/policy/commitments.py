@@ -265,7 +265,8 @@ class Commitments:
         tenant = self._tenants[model]
         tenant.stage = _Stage.STUCK
         for id, holding in tenant.holdings.items():
-            if holding.measured is None and id in self._devices:
+            device = self._devices.get(id)
+            if holding.measured is None and device and self._processes(device) is None:
                 # Nothing better will ever be known, and unmeasured it would count twice for good.
                 holding.measured = min(self._difference(id, holding), holding.reserved)
             holding.settled = True

@@ -137,13 +137,21 @@ def _partial(footprint: Footprint, gpus: Mapping[str, int]) -> Placement | None:
 
 def _divided(kind: Kind, footprint: Footprint, gpus: Mapping[str, int], layers: int) -> Placement | None:
     """So many layers on these GPUs, divided in proportion to their rooms, if that fits."""
+    rooms = tuple(gpus.values())
     # Whole numbers, the same for the sum and for the command line: no rounding comes between them.
-    shares = tuple(max(1, room // _MIB) for room in gpus.values())
-    needs = footprint.spread(shares, layers)
-    if any(need > room for need, room in zip(needs, gpus.values(), strict=True)):
-        return None
-    split = shares if len(shares) > 1 else ()
-    return Placement(kind, layers, tuple(gpus), needs, footprint.host_bytes(layers), split)
+    shares = [max(1, room // _MIB) for room in rooms]
+    for _ in range(2 * len(shares) - 1):
+        needs = footprint.spread(shares, layers)
+        spare = [room - need for room, need in zip(rooms, needs, strict=True)]
+        if min(spare) >= 0:
+            split = tuple(shares) if len(shares) > 1 else ()
+            return Placement(kind, layers, tuple(gpus), needs, footprint.host_bytes(layers), split)
+        # Layers are whole and the GPUs' parts are not: move one layer from the fullest to the emptiest.
+        fullest, emptiest = spare.index(min(spare)), spare.index(max(spare))
+        layer = min(shares[fullest] - 1, sum(shares) // layers)
+        shares[fullest] -= layer
+        shares[emptiest] += layer
+    return None
 
 
 def _roomiest(gpus: Mapping[str, int], count: int) -> dict[str, int]:
