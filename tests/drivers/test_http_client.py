@@ -85,6 +85,13 @@ def answering(*pieces: bytes, close: bool = False) -> Script:
     return script
 
 
+async def ask_and_pour(client: HttpClient, address: Address) -> bytes:
+    answer = await client.send(address, "GET", GET, silence_s=5)
+    basin = Basin()
+    await answer.pour(basin)
+    return b"".join(basin.parts)
+
+
 async def ask(client: HttpClient, address: Address, silence_s: float = 5.0) -> bytes:
     answer = await client.send(address, "GET", GET, silence_s=silence_s)
     return await answer.body(1_000_000)
@@ -197,12 +204,9 @@ def test_a_broken_answer_is_a_clear_error(
 ) -> None:
     async def work() -> None:
         async with scripted(answering(wire, close=True)) as (client, address):
+            asked = ask_and_pour(client, address) if poured else ask(client, address)
             with pytest.raises(error, match=message):
-                if poured:
-                    answer = await client.send(address, "GET", GET, silence_s=5)
-                    await answer.pour(Basin())
-                else:
-                    await ask(client, address)
+                await asked
 
     run(work())
 

@@ -208,6 +208,7 @@ def test_as_task_gives_asyncios_own_coroutines_the_task_they_want() -> None:
     async def main() -> bool:
         async def wants_a_task() -> bool:
             async with asyncio.timeout(5):
+                await asyncio.sleep(0)
                 return asyncio.current_task() is not None
 
         return await outcome(as_task(wants_a_task()))

@@ -6,6 +6,7 @@ import contextlib
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -56,7 +57,7 @@ def half_close(connection: Wire) -> None:
 
 
 @contextlib.contextmanager
-def generating(corral: Corral, **options: object) -> Iterator[Wire]:
+def generating(corral: Corral, **options: Any) -> Iterator[Wire]:
     """A connection whose request the engine is working on."""
     with wire(corral) as connection:
         connection.say(request(corral, chat(**{**ENDLESS, **options})))
@@ -139,7 +140,7 @@ def test_a_client_that_stops_reading_is_closed_and_slows_down_nobody_else(
     start_corral: StartCorral, stand_in: Path
 ) -> None:
     corral = start_corral(engine=stand_in, environment={"CLIENT_WRITE_TIMEOUT": "1"})
-    flood = {"stream": True, "stand_in": {"tokens": 1_000_000}}
+    flood: dict[str, Any] = {"stream": True, "stand_in": {"tokens": 1_000_000}}
     with wire(corral) as reads_nothing:
         reads_nothing.say(request(corral, chat(**flood)))
         wait_until(lambda: metric(corral, "router_active_requests", model="demo") == 1, "it has the slot")

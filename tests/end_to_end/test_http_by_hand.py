@@ -74,9 +74,8 @@ def test_a_client_that_pipelines_and_reads_nothing_fills_nobodys_memory(impatien
     burst = f"GET /metrics HTTP/1.1\r\n{HOST}\r\n".encode() * 1000
     with wire(impatient) as connection:
         connection.socket.settimeout(0.5)
-        with pytest.raises(TimeoutError):  # what the sockets hold is full, and nobody reads on
-            for _ in range(1000):
-                connection.say(burst)
+        with pytest.raises(TimeoutError):  # when the sockets are full, since nobody reads on
+            connection.say(*[burst] * 1000)
         assert ask(f"{impatient.url}/ping").status == 200
         assert metric(impatient, "process_resident_memory_bytes") - before < 20 * 2**20
 
@@ -208,11 +207,8 @@ def test_a_head_beyond_the_limits_is_refused_and_the_connection_closed(corral: C
     with wire(corral) as connection:
         connection.say(data)
         answer = connection.hear()
-        assert (answer.status, answer.error()["code"], answer.headers["connection"]) == (
-            status,
-            code,
-            "close",
-        )
+        assert (answer.status, answer.error()["code"]) == (status, code)
+        assert answer.headers["connection"] == "close"
         assert connection.at_end()
 
 
@@ -240,10 +236,11 @@ def test_a_body_that_grows_beyond_the_limit_is_refused_when_it_does(corral: Corr
 # Each hides a second request. If anything between a client and Corral reads the first one differently, an
 # answer to the second goes to somebody else.
 SMUGGLED = "GET /ping HTTP/1.1\r\nHost: corral.test\r\n\r\n"
+CHUNKED = "Transfer-Encoding: chunked\r\n"
 POST = "POST /v1/chat/completions HTTP/1.1\r\n"
 BAD_FAITH = {
-    "both framings": f"{POST}{HOST}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{SMUGGLED}",
-    "both, the other order": f"{POST}{HOST}Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+    "both framings": f"{POST}{HOST}Content-Length: 5\r\n{CHUNKED}\r\n0\r\n\r\n{SMUGGLED}",
+    "both, the other order": f"{POST}{HOST}{CHUNKED}Content-Length: 5\r\n\r\n0\r\n\r\n{SMUGGLED}",
     "two lengths": f"{POST}{HOST}Content-Length: 0\r\nContent-Length: 44\r\n\r\n{SMUGGLED}",
     "two equal lengths": f"{POST}{HOST}Content-Length: 0\r\nContent-Length: 0\r\n\r\n{SMUGGLED}",
     "a list of lengths": f"{POST}{HOST}Content-Length: 0, 0\r\n\r\n{SMUGGLED}",

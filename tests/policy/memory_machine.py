@@ -85,8 +85,8 @@ class Process:
     reserved: dict[str, int]
     needs: dict[str, int]  # what it will really hold
     mapped: float  # of what it holds on the host, the part that the kernel doesn't count
+    grown: float
     phase: Phase = Phase.LOADING
-    grown: float = 0.0
     breath: float = 1.0
     measured: bool = False
     busy: bool = True
@@ -135,7 +135,7 @@ def random_model(chance: random.Random, *, honest: bool) -> Model:
     if chance.random() < 0.03:
         return Model(layers=1, layer_bytes=0, layer_count=1)  # takes nothing, and is a model all the same
     layers = chance.randint(1, 60)
-    size = int(chance.choice((1, 4, 8, 16, 30)) * GIB * chance.uniform(0.5, 1.5))
+    size = int(chance.choice((1, 2, 4, 6, 8, 16, 30)) * GIB * chance.uniform(0.5, 1.5))
     return Model(
         layers=layers,
         layer_bytes=size // layers,
@@ -144,5 +144,5 @@ def random_model(chance: random.Random, *, honest: bool) -> Model:
         context_bytes=chance.randrange(500) * MIB,
         host_base_bytes=chance.randrange(1000) * MIB,
         pinned=chance.random() < 0.15,
-        truth=chance.uniform(0.8, 1.0 if honest else 1.25),
+        truth=chance.uniform(0.8, 1.0 if honest else 1.5),
     )

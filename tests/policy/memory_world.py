@@ -30,7 +30,7 @@ from tests.policy.memory_machine import (
     random_model,
 )
 
-EVENTS = 24
+EVENTS = 26
 # How often a model may have to ask until it is placed, a second apart.
 PATIENCE = 40
 
@@ -70,13 +70,13 @@ class World:
     def run(self) -> None:
         """Everything that happens on this machine, and at last nothing."""
         happens = {
-            self._pass_time: 6,
-            self._want: 7,
+            self._pass_time: 8,
+            self._want: 8,
             self._use: 3,
             self._stop_one: 1,
             self._kill_one: 1,
             self._change_foreign: 2,
-            self._relieve: 2,
+            self._relieve: 3,
             self._breathe: 1,
             self._lose_sight: 1,
             self._get_stuck: 0.3,
@@ -114,7 +114,7 @@ class World:
             self._run_out_of_memory(process, short)
         elif process.grown == 1.0:
             process.phase, process.used_at = Phase.READY, self._now
-            process.busy = self._chance.random() < 0.3
+            process.busy = self._chance.random() < 0.2
             self._guard.loaded(process.model)
 
     def _run_out_of_memory(self, process: Process, short: Collection[str]) -> None:
@@ -152,7 +152,7 @@ class World:
 
     def _use(self) -> None:
         if process := self._any_of((Phase.READY,)):
-            process.busy, process.used_at = self._chance.random() < 0.4, self._now
+            process.busy, process.used_at = self._chance.random() < 0.3, self._now
 
     def _get_stuck(self) -> None:
         if process := self._any_of((Phase.STOPPING,)):
@@ -171,7 +171,7 @@ class World:
         machine.disturbed_at = self._now
         if self._chance.random() < 0.6:
             free = max(0, machine.total - self._used(machine.id))
-            machine.foreign += int(free * self._chance.choice((0.05, 0.3, 0.9)))
+            machine.foreign += int(free * self._chance.choice((0.05, 0.5, 0.95)))
         else:
             machine.foreign = int(machine.foreign * self._chance.random())
 
@@ -215,13 +215,13 @@ class World:
 
     def _check_release(self, process: Process) -> None:
         self._demand(process.phase is Phase.DEAD, f"{process.model} was released while its process was there")
-        lingers = any(process.uses(id) for id in process.needs)
+        lingers = any(process.uses(id) > size // 10 for id, size in process.reserved.items())
         calm = all(self._machines[id].disturbed_at < process.began_at for id in process.needs)
         calm = calm and not process.crossed
         early = lingers and calm and self._shown and self._now < process.gives_back_at
         self._demand(not early, f"{process.model} was released before its memory was back")
         process.released = True
-        if not lingers:
+        if not any(process.uses(id) for id in process.needs):
             del self._processes[process.model]
 
     # What is decided ---------------------------------------------------------------------------
@@ -262,13 +262,14 @@ class World:
             idle, _ = self._idle_and_busy()
             self._demand(not idle, f"{name} was tried again with {idle} still there")
             self._retried.discard(name)
-        self._books.reserve(name, where)
+        self._guard.reserve(name, where)
         self._pid += 1
         model = self._models[name]
         needs = {id: int(need * model.truth / model.raised) for id, need in where.needs.items()}
         mapped = self._chance.choice((0.0, 0.9))
+        grown = self._chance.choice((0.0, 0.05, 0.05))
         crossed = any(each.phase is Phase.DEAD for each in self._processes.values())
-        process = Process(name, self._pid, self._now, where.needs, needs, mapped, crossed=crossed)
+        process = Process(name, self._pid, self._now, where.needs, needs, mapped, grown, crossed=crossed)
         self._processes[name] = process
         self._books.spawned(name, self._pid)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from corral.formats.slots import Slot
 from corral.policy.liveness import LoadProgress, Sample, StallTimer, Verdict, judge, moves
 

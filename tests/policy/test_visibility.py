@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from corral.policy.visibility import usable
 
 CARDS = ("GPU-aaa", "GPU-abc", "MIG-x")

@@ -14,7 +14,7 @@ from corral.drivers.database import Database
 from corral.formats.learned import Learned, LearnedKey
 
 # Far more than anybody has models and flags to try; the oldest make way.
-ENTRIES_MAX = 10_000
+ENTRIES_MAX = 1_000
 
 _NEWEST = (
     "SELECT fingerprint, flags, measured_bytes, predicted_bytes FROM learned"

@@ -80,7 +80,8 @@ class Guard:
         self._commitments = commitments
         self._strategy = strategy
         self._cpu_fallback = cpu_fallback
-        self._failures: dict[str, int] = {}  # deaths at load from want of memory since the last good load
+        # Models that ran out of memory at their last load, and whether they are still to be tried again.
+        self._retries: dict[str, bool] = {}
 
     def decide(
         self, model: str, footprint: Footprint, *, idle: Sequence[str], busy: Sequence[str]
@@ -94,7 +95,7 @@ class Guard:
         if model in self._commitments:
             return Wait(Reason.RELEASING, (model,))
         leaving = self._commitments.leaving
-        if self._failures.get(model) == 1 and (idle or leaving):
+        if self._retries.get(model) and (idle or leaving):
             return EvictFirst(tuple(idle)) if idle else Wait(Reason.RELEASING, leaving)
         accounts = self._commitments.accounts()
         now = self._choose(footprint, {each.id: each.room_bytes for each in accounts if not each.closed})
@@ -153,20 +154,26 @@ class Guard:
         least = missing_bytes(idle)
         return _as_few_as_will_do(idle, lambda chosen: missing_bytes(chosen) <= least)
 
+    def reserve(self, model: str, placement: Placement) -> None:
+        """It's about to be spawned, as decided."""
+        self._commitments.reserve(model, placement)
+        if model in self._retries:
+            self._retries[model] = False
+
     def loaded(self, model: str) -> None:
         """It is ready: whatever it died of before is over."""
         self._commitments.loaded(model)
-        self._failures.pop(model, None)
+        self._retries.pop(model, None)
 
     def out_of_memory(self, model: str) -> TooSmall:
         """It died at its load because memory ran out. To be told before it's told to be reaped."""
-        self._failures[model] = self._failures.get(model, 0) + 1
+        self._retries[model] = model not in self._retries
         observed = self._commitments.observed(model)
         needs = {
             id: round(max(held, observed.get(id, 0)) * FAILURE_MULTIPLIER)
             for id, held in self._commitments.held(model).items()
         }
-        return TooSmall(needs, retry=self._failures[model] == 1)
+        return TooSmall(needs, self._retries[model])
 
     def _choose(self, footprint: Footprint, rooms: Mapping[str, int]) -> Placement | None:
         return choose(footprint, rooms, self._strategy, cpu_allowed=self._cpu_allowed)
