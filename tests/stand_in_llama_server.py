@@ -5,7 +5,7 @@ Standard library only, a thread per connection, up within 40 ms. It answers with
 every answer is `token<i>`. Flags that it does not know are ignored, and so are their values.
 
 Each event is one JSON line in the file that STAND_IN_LOG names: start (argv, env, pid), request,
-answered, client_gone, sigterm.
+answered, client_gone, sigterm. With STAND_IN_NVML it takes memory of the GPUs of tests/stand_in_nvml.
 
 Faults come from the environment (STAND_IN_LOAD_S=2), from the flag `--stand-in '{"load_s": 2}'`, and,
 for a single request, from its body (`"stand_in": {"tokens": 9}`); the later beats the earlier.
@@ -13,6 +13,8 @@ for a single request, from its body (`"stand_in": {"tokens": 9}`); the later bea
     load_s            answer 503 "Loading model" for so long        never_ready      for ever
     exit_code         exit with it once loaded, after printing stderr_text
     out_of_memory     die once loaded, as on a full card
+    vram_mib          taken in steps while it loads, of the GPUs that it may see, by --tensor-split;
+                      it dies as with out_of_memory if they have less
     faulty_starts     only the first so many starts of this alias (by STAND_IN_LOG) have those two faults
     ignore_sigterm    ignore it
     tokens            length of an answer (5)                       token_delay_s    before each token
@@ -39,9 +41,13 @@ from itertools import chain
 from typing import Any, BinaryIO
 
 HEAD_LINE_BYTES_MAX = 65_536
+LOAD_STEPS = 4
 LOGGED_ENVIRONMENT = ("CUDA_", "NVIDIA_", "HIP_", "GGML_", "LLAMA_", "STAND_IN_", "LD_")
 FLAGS = {"-a": "--alias", "-np": "--parallel", "-m": "--model", "--embeddings": "--embedding"}
 DEFAULTS = {"--alias": "stand-in", "--port": "8080", "--host": "127.0.0.1", "--parallel": "4"}
+DEFAULTS |= {"--model": "", "--stand-in": "{}", "--tensor-split": "1"}
+# Variables that are none of the faults.
+PLACES = ("STAND_IN_LOG", "STAND_IN_NVML")
 # Which paths generate, and the shape of their answers.
 GENERATING = {
     "/v1/chat/completions": "chat",
@@ -87,7 +93,7 @@ def main(argv: list[str]) -> None:
 
 
 def read_options(argv: list[str]) -> dict[str, str]:
-    options = DEFAULTS | {"--model": "", "--stand-in": "{}"}
+    options = dict(DEFAULTS)
     for flag, value in zip(argv, [*argv[1:], ""], strict=True):
         name = FLAGS.get(flag, flag)
         if name in options or name == "--embedding":
@@ -98,7 +104,7 @@ def read_options(argv: list[str]) -> dict[str, str]:
 def read_faults(options: dict[str, str]) -> Json:
     faults: Json = {}
     for variable, text in os.environ.items():
-        if variable.startswith("STAND_IN_") and variable != "STAND_IN_LOG":
+        if variable.startswith("STAND_IN_") and variable not in PLACES:
             name = variable.removeprefix("STAND_IN_").lower()
             faults[name] = text if name == "stderr_text" else json.loads(text)
     faults.update(json.loads(options["--stand-in"]))
@@ -165,6 +171,50 @@ class Slots:
         ]
 
 
+class GpuMemory:
+    """Its part of each GPU that it may see. What it holds goes with it: the world looks who is alive."""
+
+    def __init__(self, tensor_split: str, size_mib: int) -> None:
+        self._folder = os.environ.get("STAND_IN_NVML", "")
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "") if self._folder else ""
+        uuids = [uuid for uuid in visible.split(",") if uuid]
+        shares = [float(share) for share in tensor_split.split(",")]
+        self._wanted = {
+            uuid: size_mib * share / sum(shares) for uuid, share in zip(uuids, shares, strict=False)
+        }
+
+    def take(self, part: float) -> bool:
+        """Hold this part of what it wants; False if some GPU has less."""
+        mine = {uuid: round(size * part) for uuid, size in self._wanted.items()}
+        if any(mib > self._free(uuid) for uuid, mib in mine.items()):
+            return False
+        if mine:
+            path = f"{self._folder}/use/{os.getpid()}"
+            with open(f"{path}.new", "w") as file:
+                file.writelines(f"{uuid} {mib}\n" for uuid, mib in mine.items())
+            os.replace(f"{path}.new", path)
+        return True
+
+    def _free(self, uuid: str) -> int:
+        """What nobody else holds. Of the dead nobody knows here how long they go on holding theirs."""
+        (total, foreign) = next(rest[:2] for name, *rest in self._rows("gpus") if name == uuid)
+        others = [pid for pid in os.listdir(f"{self._folder}/use") if pid.isdigit() and is_running(pid)]
+        held = [row for pid in others if int(pid) != os.getpid() for row in self._rows(f"use/{pid}")]
+        return int(total) - int(foreign) - sum(int(mib) for name, mib in held if name == uuid)
+
+    def _rows(self, name: str) -> list[list[str]]:
+        with open(f"{self._folder}/{name}") as file:
+            return [words for line in file if (words := line.split())]
+
+
+def is_running(pid: str) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] != b"Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 class Server:
     """What all connections share."""
 
@@ -178,6 +228,7 @@ class Server:
         self.is_ready = False
         self.predicted = 0
         self._is_leaving = False
+        self._gpus = GpuMemory(options["--tensor-split"], faults.get("vram_mib", 0))
         self._host = options["--host"]
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         address = (self._host, int(options["--port"]))
@@ -186,10 +237,12 @@ class Server:
         self.port: int = self._listener.getsockname()[1]
 
     def load(self, is_faulty: bool) -> None:
-        time.sleep(self.faults.get("load_s", 0))
+        for step in range(1, LOAD_STEPS + 1):
+            time.sleep(self.faults.get("load_s", 0) / LOAD_STEPS)
+            if not self._gpus.take(step / LOAD_STEPS):
+                self._die_of_want()
         if is_faulty and self.faults.get("out_of_memory"):
-            say(OUT_OF_MEMORY)
-            os._exit(1)
+            self._die_of_want()
         if is_faulty and "exit_code" in self.faults:
             say(self.faults.get("stderr_text", "srv    load_model: failed to load model"))
             os._exit(self.faults["exit_code"])
@@ -197,6 +250,11 @@ class Server:
             self.is_ready = True
             say("srv  llama_server: model loaded")
             say(f"srv  llama_server: listening on http://{self._host}:{self.port}")
+
+    def _die_of_want(self) -> None:
+        self.journal.write("out_of_memory")
+        say(OUT_OF_MEMORY)
+        os._exit(1)
 
     def serve(self) -> None:
         if not self.faults.get("ignore_sigterm"):

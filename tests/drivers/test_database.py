@@ -113,11 +113,9 @@ def test_a_file_that_is_no_database_is_moved_aside(
 ) -> None:
     path.parent.mkdir()
     path.write_bytes(content)
-    path.with_name("corral.db-wal").write_bytes(b"an old log")
     expected = filled(path)
     aside = path.with_name("corral.db.damaged")
     assert aside.read_bytes() == content
-    assert aside.with_name("corral.db.damaged-wal").read_bytes() == b"an old log"
     assert rows_of(path) == expected
     assert warnings(caplog) == [
         f"{path} is damaged (file is not a database): it is now {aside}, and begun anew"
@@ -150,6 +148,22 @@ def test_damage_found_while_writing_does_not_cost_what_is_being_written(path: Pa
     spoil(path)
     with opened(path) as running:
         running.write(INSERT, "new", 1)
+    assert rows_of(path) == [("new", 1)]
+
+
+def test_the_log_of_a_damaged_file_goes_with_it(path: Path) -> None:
+    filled(path)
+    # While another process has the file open, its log is neither played back nor removed.
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("CREATE TABLE theirs (name TEXT)")
+        log = path.with_name("corral.db-wal").read_bytes()
+        assert len(log) > 4096
+        spoil(path)
+        with opened(path) as running:
+            assert running.read(QUERY) == []
+            assert running.read("SELECT name FROM sqlite_schema WHERE name = 'theirs'") == []
+            running.write(INSERT, "new", 1)
+        assert path.with_name("corral.db.damaged-wal").read_bytes() == log
     assert rows_of(path) == [("new", 1)]
 
 

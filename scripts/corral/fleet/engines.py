@@ -36,6 +36,9 @@ POLL_SLOWEST_S = 0.5
 # For the short questions that are asked of it beside the requests.
 ANSWER_SILENCE_S = 3.0
 ANSWER_MAX_BYTES = 4 * 1024 * 1024
+# From SIGTERM to SIGKILL. A llama-server whose sockets are closed has nothing left to finish, and if the
+# signal overtakes their closing it waits for up to half a minute (measured: once in six streams).
+STOP_PATIENCE_S = 2.0
 
 
 class Death(Enum):
@@ -160,7 +163,7 @@ class LlamaEngine:
         # A llama-server in the middle of a request that is not streamed ignores SIGTERM until that
         # request's socket closes (measured), so the sockets go first.
         self._client.close(self.address)
-        return await self._process.stop() is not None
+        return await self._process.stop(STOP_PATIENCE_S) is not None
 
     def died_of(self) -> Death:
         exit_code, lines = self._process.exit_code, self._process.tail()

@@ -28,7 +28,7 @@ class Call:
         "queue_wait_s",
         "reached_model",
         "request_id",
-        "upstream_s",
+        "waited_on_others_s",
     )
 
     def __init__(self, exchange: Exchange) -> None:
@@ -41,7 +41,8 @@ class Call:
         # Headers that every answer to this request carries, errors included.
         self.extra_headers: list[tuple[bytes, bytes]] = [(b"x-request-id", self.request_id.encode())]
         self.queue_wait_s = 0.0
-        self.upstream_s = 0.0
+        # For the client with its body and for the engine with its answer.
+        self.waited_on_others_s = 0.0
         self.first_byte_at: float | None = None
         self.error: errors.CorralError | None = None
         self.gone = False

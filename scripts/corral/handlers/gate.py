@@ -24,6 +24,9 @@ from corral.policy.authentication import KeyRing, Principal
 from corral.policy.rate_limit import RateLimiter
 from corral.settings import Settings
 
+# A name that is sent back in an error: as long as any name of a model would be, and no longer.
+NAME_CHARS_SHOWN = 200
+
 
 @dataclass
 class Gate:
@@ -95,7 +98,8 @@ class Gate:
     def _not_found(self, name: str, principal: Principal) -> errors.ModelNotFound:
         names = [model.name for model in self.permitted(principal)]
         return errors.ModelNotFound(
-            f"There is no model {name!r}. There is: {', '.join(names) or 'none that this key may use'}.",
+            f"There is no model {name[:NAME_CHARS_SHOWN]!r}. "
+            f"There is: {', '.join(names) or 'none that this key may use'}.",
             param="model",
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from urllib.parse import unquote
 
 from corral import errors
 from corral.catalogue import Model
@@ -20,7 +21,7 @@ from corral.formats.openai import Intent
 from corral.formats.status import ModelState
 from corral.handlers.call import Call
 from corral.handlers.gate import Gate
-from corral.handlers.replies import JSON_TYPE
+from corral.handlers.replies import JSON_TYPE, Headers
 
 log = logging.getLogger("corral.inference")
 
@@ -43,17 +44,8 @@ NOT_FORWARDED = frozenset(
 # no more than 1 MiB of it (measured: 413 without a word).
 CURLS_FORM = (b"content-type", b"application/x-www-form-urlencoded")
 # What the engine says to the gate: the gate has its own Date, Server and rules for browsers.
-NOT_RETURNED = frozenset(
-    {
-        b"content-length",
-        b"date",
-        b"server",
-        b"access-control-allow-origin",
-        b"access-control-allow-credentials",
-        b"access-control-allow-headers",
-        b"access-control-allow-methods",
-    }
-)
+NOT_RETURNED = frozenset({b"content-length", b"date", b"server"})
+RULES_FOR_BROWSERS = b"access-control-"
 LOADED_OR_LOADING = frozenset({ModelState.STARTING, ModelState.LOADING, ModelState.READY})
 # Without /v1 the engine speaks an older dialect of its own on these paths.
 UPSTREAM_PATHS = {path: "/v1" + path for path in ("/chat/completions", "/completions", "/embeddings")}
@@ -70,7 +62,9 @@ async def infer(gate: Gate, call: Call) -> None:
     exchange = call.exchange
     principal = gate.authenticate(call)
     gate.admit(call, principal)
+    asked_at = clock.monotonic()
     body = await exchange.body()
+    call.waited_on_others_s = clock.monotonic() - asked_at
     intent = read_intent(call, body)
     model = gate.choose_model(intent.model, principal)
     call.model = model.name
@@ -101,7 +95,7 @@ async def serve(gate: Gate, call: Call, model: Model, body: bytes) -> None:
                 "given it again."
             ) from error
         finally:
-            call.upstream_s += clock.monotonic() - sent_at
+            call.waited_on_others_s += clock.monotonic() - sent_at
 
 
 async def converse(gate: Gate, call: Call, lease: Lease, request: bytes) -> None:
@@ -114,7 +108,6 @@ async def converse(gate: Gate, call: Call, lease: Lease, request: bytes) -> None
         on_silence=lease.on_silence,
     )
     try:
-        call.first_byte_at = clock.monotonic()
         await pass_on(call, answer)
     finally:
         answer.close()
@@ -144,11 +137,12 @@ def refuse_to_load(gate: Gate, call: Call, model: Model) -> None:
 
 
 def read_intent(call: Call, body: bytes) -> Intent:
-    """Which model a request is for: its body says so, or, where there is none, its query."""
+    """Which model a request is for: its body says so, or, where it does not, its query."""
     head = call.exchange.head
-    if head.method == "POST":
-        return openai.read_intent(body, head.header(b"content-type") or "")
-    return Intent(call.query("model"), False)
+    if head.method != "POST":
+        return Intent(call.query("model"), False)
+    intent = openai.read_intent(body, head.header(b"content-type") or "")
+    return intent if intent.model is not None else intent._replace(model=call.query("model"))
 
 
 def too_long(gate: Gate) -> errors.UpstreamTimeout:
@@ -162,7 +156,7 @@ def upstream_request(call: Call, address: Address, body: bytes) -> bytes:
     """The request as the engine gets it: the client's own, less what was meant for the gate."""
     head = call.exchange.head
     headers = [
-        (b"host", b"%s:%d" % (address.host.encode(), address.port)),
+        (b"host", str(address).encode()),
         (b"x-request-id", call.request_id.encode()),
         *(
             JSON_TYPE if pair == CURLS_FORM else pair
@@ -177,7 +171,7 @@ def upstream_request(call: Call, address: Address, body: bytes) -> bytes:
 
 def upstream_target(head: http1.RequestHead) -> str:
     """The path as the engine knows it, without a key that a query may carry."""
-    kept = [pair for pair in head.query.split("&") if pair and not pair.startswith("api_key=")]
+    kept = [pair for pair in head.query.split("&") if pair and unquote(pair.partition("=")[0]) != "api_key"]
     return UPSTREAM_PATHS.get(head.path, head.path) + ("?" + "&".join(kept) if kept else "")
 
 
@@ -189,18 +183,25 @@ async def pass_on(call: Call, answer: Answer) -> None:
         body = openai.upstream_error_body(head.status, await answer.body(ERROR_BODY_MAX_BYTES))
         exchange.respond(head.status, [JSON_TYPE, *call.extra_headers], body)
         return
-    headers = [
-        *(pair for pair in http1.end_to_end(head.headers) if pair[0] not in NOT_RETURNED),
-        *call.extra_headers,
-    ]
-    if head.fields.get(b"content-type", b"").startswith(sse.CONTENT_TYPE):
-        present = {name for name, _ in sse.UNBUFFERED}
-        headers = [*(pair for pair in headers if pair[0] not in present), *sse.UNBUFFERED]
+    call.first_byte_at = clock.monotonic()
+    own = call.extra_headers
+    if head.fields.get(b"content-type", b"").lower().startswith(sse.CONTENT_TYPE):
         exchange.is_event_stream = True
-    exchange.start(head.status, headers, head.content_length)
+        own = [*own, *sse.UNBUFFERED]
+    exchange.start(head.status, [*returned(head, own), *own], head.content_length)
     exchange.feed_from(answer)
     try:
         await answer.pour(exchange)
     finally:
         exchange.feed_from(None)
     exchange.finish()
+
+
+def returned(head: http1.ResponseHead, own: Headers) -> Headers:
+    """The engine's headers as far as they go on to the client: what the gate says itself, it says alone."""
+    dropped = NOT_RETURNED.union(name for name, _ in own)
+    return [
+        pair
+        for pair in http1.end_to_end(head.headers)
+        if pair[0] not in dropped and not pair[0].startswith(RULES_FOR_BROWSERS)
+    ]

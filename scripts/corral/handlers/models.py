@@ -16,8 +16,11 @@ PREFIX = "/v1/models/"
 async def list_models(gate: Gate, call: Call) -> None:
     principal = gate.authenticate(call)
     gate.admit(call, principal)
-    cards = [card(gate, model) for model in gate.permitted(principal)]
-    send_json(call, openai.model_list(cards, gate.settings.default_model))
+    models = gate.permitted(principal)
+    default = gate.settings.default_model
+    # A key does not even learn the name of a model that it may not use.
+    known = default if any(model.name == default for model in models) else None
+    send_json(call, openai.model_list([card(gate, model) for model in models], known))
 
 
 async def show_model(gate: Gate, call: Call) -> None:

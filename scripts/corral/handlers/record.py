@@ -15,8 +15,10 @@ from corral.handlers.call import Call
 from corral.metrics import UNKNOWN, Metrics
 from corral.settings import LogFormat
 
-# What nginx writes for a client that left before its answer: no code of HTTP's own says it.
+# What nginx writes for a client that left before its answer: no code of HTTP's own says it. One that
+# left in the middle has had its status, so the last column says it in both cases.
 CLIENT_GONE_STATUS = 499
+CLIENT_GONE = "client_gone"
 
 
 class Entry(NamedTuple):
@@ -59,7 +61,7 @@ class Recorder:
                 exchange.bytes_sent,
                 exchange.client,
                 call.request_id,
-                None if call.error is None else call.error.code,
+                CLIENT_GONE if call.gone else None if call.error is None else call.error.code,
             )
         )
         if call.is_inference:
@@ -84,11 +86,13 @@ class Recorder:
         metrics.last_activity_timestamp_seconds.set(clock.wall())
         if call.error is not None and not call.reached_model:
             metrics.rejections.labels(call.error.code, call.key_id).inc()
+        if call.reached_model:
+            metrics.queue_wait_seconds.labels(model, "normal").observe(call.queue_wait_s)
         if call.first_byte_at is not None:
             waited_s = call.first_byte_at - call.exchange.received_at
             metrics.time_to_first_token_seconds.labels(model).observe(waited_s)
-            metrics.queue_wait_seconds.labels(model, "normal").observe(call.queue_wait_s)
-            metrics.overhead_seconds.observe(max(0.0, duration_s - call.queue_wait_s - call.upstream_s))
+            others_s = call.queue_wait_s + call.waited_on_others_s
+            metrics.overhead_seconds.observe(max(0.0, duration_s - others_s))
 
 
 def outcome(call: Call, status: int) -> str:

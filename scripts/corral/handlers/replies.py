@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -19,8 +18,7 @@ TEXT_TYPE = (b"content-type", b"text/plain; charset=utf-8")
 
 
 def send_json(call: Call, document: Mapping[str, Any], status: int = 200) -> None:
-    body = json.dumps(document, ensure_ascii=False).encode()
-    call.exchange.respond(status, [JSON_TYPE, *call.extra_headers], body)
+    call.exchange.respond(status, [JSON_TYPE, *call.extra_headers], openai.encode(document))
 
 
 def send_error(call: Call, error: errors.CorralError) -> None:
@@ -40,12 +38,15 @@ def send_error(call: Call, error: errors.CorralError) -> None:
 
 
 def error_page(error: errors.CorralError) -> tuple[Headers, bytes]:
-    """Headers and body of an error. Retry-After counts in whole seconds, so it is rounded up."""
+    """Headers and body of an error. Retry-After counts in whole seconds, so it is rounded up.
+
+    Whoever is told when to come back is not told to stay away.
+    """
     headers: Headers = [JSON_TYPE]
     if error.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % math.ceil(error.retry_after_s)))
         headers.append((b"retry-after-ms", b"%d" % math.ceil(error.retry_after_s * 1000)))
-    if error.should_retry is False:
+    elif error.should_retry is False:
         headers.append((b"x-should-retry", b"false"))
     headers += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in error.headers]
     return headers, openai.error_body(error)
@@ -62,14 +63,15 @@ EXPOSED = (
 def cors_headers(exchange: Exchange, allowed: tuple[str, ...]) -> Headers:
     """What lets a page of an allowed origin read an answer; nothing for anybody else."""
     origin = exchange.head.header(b"origin")
-    if origin is None or not allowed or not ("*" in allowed or origin in allowed):
+    if not allowed:
         return []
-    headers = [
-        (b"access-control-allow-origin", b"*" if "*" in allowed else origin.encode("latin-1")),
-        (b"access-control-expose-headers", EXPOSED),
-    ]
-    if "*" not in allowed:
-        headers.append((b"vary", b"origin"))
+    # To a cache the answers for two origins are two answers, and so is the one for none.
+    headers = [] if "*" in allowed else [(b"vary", b"origin")]
+    if origin is not None and ("*" in allowed or origin in allowed):
+        headers += [
+            (b"access-control-allow-origin", b"*" if "*" in allowed else origin.encode("latin-1")),
+            (b"access-control-expose-headers", EXPOSED),
+        ]
     return headers
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ from corral.drivers.http_server import ClientGone, Exchange
 from corral.handlers import inference, management, models, replies, status
 from corral.handlers.call import Call
 from corral.handlers.gate import Gate
+
+log = logging.getLogger("corral.routes")
 
 Handler = Callable[[Gate, Call], Coroutine[Any, Any, None]]
 
@@ -98,9 +101,10 @@ class Routes:
         except ClientGone:
             call.gone = True
             raise
-        except Exception as error:
-            call.error = errors.CorralError("Corral failed on this request. Its log says why.")
-            raise error
+        except Exception:
+            head = exchange.head
+            log.exception("%s %s failed (request %s)", head.method, head.path, call.request_id)
+            replies.send_error(call, errors.CorralError("Corral failed on this request. Its log says why."))
         finally:
             self._gate.recorder.finished(call)
 

@@ -6,14 +6,16 @@ same description makes the value that the sums read and the file that the real l
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from corral.formats.gguf import Gguf, NewTensor, Omitted, Tensor, ValueType, write
 from corral.formats.gguf.tensor_types import NUMBER_OF, TENSOR_TYPES
-from corral.formats.gguf.writer import NewValue
+from corral.formats.gguf.writer import ALIGNMENT, NewValue, head
 
 Dims = tuple[int, ...]
 MIB = 1 << 20
@@ -57,6 +59,19 @@ class File:
 
     def bytes(self) -> bytes:
         """A whole file that a llama-server loads. All its weights are zero."""
+        tensors = [tensor._replace(data=bytes(tensor.size_bytes)) for tensor in self._tensors()]
+        return write(self._metadata(), tensors)
+
+    def write(self, path: Path) -> None:
+        """The same file, of any size and at once: its weights are a hole, and take nothing of the disk."""
+        tensors = self._tensors()
+        beginning = head(self._metadata(), tensors)
+        path.write_bytes(beginning)
+        os.truncate(
+            path, len(beginning) + sum(-(-each.size_bytes // ALIGNMENT) for each in tensors) * ALIGNMENT
+        )
+
+    def _metadata(self) -> dict[str, NewValue]:
         metadata: dict[str, NewValue] = {"general.architecture": self.architecture}
         metadata |= {f"{self.architecture}.{key}": value for key, value in self.hyperparameters.items()}
         metadata |= {
@@ -69,11 +84,10 @@ class File:
             "tokenizer.ggml.eos_token_id": 1,
             "tokenizer.ggml.token_type_count": 2,  # an encoder's; others pass over it
         }
-        zeros = [
-            NewTensor(name, dims, kind, bytes(TENSOR_TYPES[NUMBER_OF[kind]].size_bytes(dims)))
-            for name, (dims, kind) in self.tensors.items()
-        ]
-        return write(metadata, zeros)
+        return metadata
+
+    def _tensors(self) -> list[NewTensor]:
+        return [NewTensor(name, dims, kind) for name, (dims, kind) in self.tensors.items()]
 
     def _numbers(self) -> Iterator[tuple[str, Any]]:
         for key, value in self.hyperparameters.items():

@@ -243,17 +243,21 @@ class Connection(asyncio.Protocol):
             self._answer_failure(exchange, error)
         if not exchange.finished:
             exchange.break_off()
-        if exchange.closes:
+        if exchange.closes or not (exchange.body_done or self._skip_body()):
             self._exchange = None
             self._linger(wait=not exchange.body_done)
             return
-        if not exchange.body_done:
-            while self.reader.next_event() is not http1.END:
-                pass  # nobody read the body; all of it is here, or the exchange would close
         if self._in_a_row < IN_A_ROW_MAX:
             self._go_on()
         else:
             asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _skip_body(self) -> bool:
+        """Drop a body that nobody read: all of it is here, or the exchange would close. Whether it was."""
+        while (event := self.reader.next_event()) is not None:
+            if event is http1.END:
+                return True
+        return False
 
     def _go_on(self) -> None:
         """Come to the next request if the last one is answered, and its answer is on its way."""

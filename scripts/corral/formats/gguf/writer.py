@@ -25,21 +25,32 @@ class NewTensor(NamedTuple):
     name: str
     dims: tuple[int, ...]  # innermost first
     type: str  # ggml's name: F16, F32 …
-    data: bytes
+    data: bytes = b""
+
+    @property
+    def size_bytes(self) -> int:
+        return TENSOR_TYPES[NUMBER_OF[self.type]].size_bytes(self.dims)
 
 
 def write(metadata: Mapping[str, NewValue], tensors: Sequence[NewTensor]) -> bytes:
-    table, blobs, offset = bytearray(), bytearray(), 0
     for tensor in tensors:
-        _check_size(tensor)
+        if len(tensor.data) != tensor.size_bytes:
+            found, wanted = len(tensor.data), tensor.size_bytes
+            raise ValueError(f"tensor {tensor.name!r} needs {wanted} bytes of data, not {found}")
+    return head(metadata, tensors) + b"".join(_padded(tensor.data) for tensor in tensors)
+
+
+def head(metadata: Mapping[str, NewValue], tensors: Sequence[NewTensor]) -> bytes:
+    """All that stands before the tensors' data, which they need not have with them."""
+    table, offset = bytearray(), 0
+    for tensor in tensors:
         table += _string(tensor.name)
         table += struct.pack(f"<I{len(tensor.dims)}Q", len(tensor.dims), *tensor.dims)
         table += struct.pack("<IQ", NUMBER_OF[tensor.type], offset)
-        blobs += _padded(tensor.data)
-        offset = len(blobs)
-    head = b"GGUF" + struct.pack("<IQQ", VERSION, len(tensors), len(metadata))
+        offset += tensor.size_bytes + -tensor.size_bytes % ALIGNMENT
+    counts = struct.pack("<IQQ", VERSION, len(tensors), len(metadata))
     values = b"".join(_string(key) + _value(key, value) for key, value in metadata.items())
-    return _padded(head + values + table) + blobs
+    return _padded(b"GGUF" + counts + values + table)
 
 
 def f16(numbers: Iterable[float]) -> bytes:
@@ -52,12 +63,6 @@ def f32(numbers: Iterable[float]) -> bytes:
     """Single-precision tensor data."""
     values = tuple(numbers)
     return struct.pack(f"<{len(values)}f", *values)
-
-
-def _check_size(tensor: NewTensor) -> None:
-    expected = TENSOR_TYPES[NUMBER_OF[tensor.type]].size_bytes(tensor.dims)
-    if len(tensor.data) != expected:
-        raise ValueError(f"tensor {tensor.name!r} needs {expected} bytes of data, not {len(tensor.data)}")
 
 
 def _padded(data: bytes | bytearray) -> bytes:

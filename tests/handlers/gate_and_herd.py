@@ -7,6 +7,7 @@ moves it, and no process starts: see tests/fleet/herd.py.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
@@ -47,7 +48,7 @@ class Reply(NamedTuple):
         return self.json()["error"]
 
 
-class Gatehouse:
+class GateAndHerd:
     def __init__(
         self,
         monkeypatch: pytest.MonkeyPatch,
@@ -66,7 +67,7 @@ class Gatehouse:
         self._logs = LogFiles(directory / "logs", "test")
         self._access_log = directory / "logs" / "api_access.log"
         own = {"HOME": str(directory), "PATH": "", "DATA_DIR": str(directory / "data")}
-        self.gate = Gate(
+        self.parts = Gate(
             version="test",
             settings=settings.load(own | dict(environ or {}), cwd=directory),
             catalogue=Catalogue(
@@ -97,11 +98,11 @@ class Gatehouse:
 
     def set_keys(self, text: str) -> None:
         """What the gateway does when the keys file has changed."""
-        self.gate.keys = KeyRing(key_file.parse(text).keys, requests_per_minute=100)
+        self.parts.keys = KeyRing(key_file.parse(text).keys, requests_per_minute=100)
 
     def access_log(self) -> str:
         assert self._logs.flush(FLUSH_S)
-        return self._access_log.read_text()
+        return self._access_log.read_text() if self._access_log.exists() else ""
 
     # Requests ----------------------------------------------------------------------------------
 
@@ -140,29 +141,36 @@ async def reply(client: RawClient) -> Reply:
     return Reply(*await client.answer())
 
 
-Scenario = Callable[[Gatehouse], Coroutine[Any, Any, None]]
+Scenario = Callable[..., Coroutine[Any, Any, None]]
 
 
 def with_gate(**options: Any) -> Callable[[Scenario], Callable[..., None]]:
-    """A test of a gate. Whatever else it asserts, at its end nothing may be held."""
+    """A test whose first argument is a gate, and whose others are pytest's.
+
+    Whatever else it asserts, at its end nothing may be held.
+    """
 
     def decorate(scenario: Scenario) -> Callable[..., None]:
-        def test(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-            asyncio.run(asyncio.wait_for(_play(scenario, monkeypatch, tmp_path, options), DEADLINE_S))
+        wanted = list(inspect.signature(scenario).parameters)[1:]
 
+        def test(**given: Any) -> None:
+            gate = GateAndHerd(given["monkeypatch"], given["tmp_path"], **options)
+            played = _play(gate, scenario(gate, **{name: given[name] for name in wanted}))
+            asyncio.run(asyncio.wait_for(played, DEADLINE_S))
+
+        names = dict.fromkeys(["monkeypatch", "tmp_path", *wanted])
+        parameters = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
+        test.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return test
 
     return decorate
 
 
-async def _play(
-    scenario: Scenario, monkeypatch: pytest.MonkeyPatch, directory: Path, options: Mapping[str, Any]
-) -> None:
-    house = Gatehouse(monkeypatch, directory, **options)
+async def _play(gate: GateAndHerd, scenario: Coroutine[Any, Any, None]) -> None:
     try:
-        async with serving(Routes(house.gate).handle) as (_server, house.port):
-            await scenario(house)
-        await house.herd.close()
-        house.herd.check_nothing_is_held()
+        async with serving(Routes(gate.parts).handle) as (_server, gate.port):
+            await scenario
+        await gate.herd.close()
+        gate.herd.check_nothing_is_held()
     finally:
-        house.close()
+        gate.close()
