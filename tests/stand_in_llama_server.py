@@ -13,9 +13,9 @@ for a single request, from its body (`"stand_in": {"tokens": 9}`); the later bea
     load_s            answer 503 "Loading model" for so long        never_ready      for ever
     exit_code         exit with it once loaded, after printing stderr_text
     out_of_memory     die once loaded, as on a full card
+    faulty_starts     only the first so many starts of this alias (by STAND_IN_LOG) have those two faults
     vram_mib          taken in steps while it loads, of the GPUs that it may see, by --tensor-split;
                       it dies as with out_of_memory if they have less
-    faulty_starts     only the first so many starts of this alias (by STAND_IN_LOG) have those two faults
     ignore_sigterm    ignore it
     tokens            length of an answer (5)                       token_delay_s    before each token
     headers_delay_s   before the head                               head_bytes       a head of that size

@@ -79,7 +79,9 @@ def streamed_text(parts: list[Any]) -> str:
 
 def model_status(corral: Corral, model: str = "demo") -> Any:
     """State, port and pid of a model, as the health server tells them."""
-    return ask(f"{corral.health_url}/status/{model}").json()
+    answer = ask(f"{corral.health_url}/status/{model}")
+    assert answer.status == 200, answer.body
+    return answer.json()
 
 
 def is_in_state(corral: Corral, state: str, model: str = "demo") -> bool:

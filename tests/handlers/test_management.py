@@ -13,8 +13,8 @@ from corral.formats.status import Phase
 from corral.handlers import management
 from corral.policy.lifecycle import DEATHS_MAX
 from tests.drivers.serving import RawClient, serving
-from tests.fleet.herd import FIRST_PORT, LOG_TAIL
-from tests.handlers.gate_and_herd import KEY, GateAndHerd, reply, with_gate
+from tests.fleet.herd import yard.port_of("a"), LOG_TAIL
+from tests.handlers.gate_and_herd import KEY, Yard, reply, with_gate
 from tests.in_a_loop import turns
 from tests.waiting import eventually
 
@@ -24,64 +24,63 @@ NARROW, NARROW_KEY = "sk-narrow-0123456789", "narrow:sk-narrow-0123456789:rpm=0,
 LAST_WORDS = " | ".join(["exit code 1", *LOG_TAIL])
 
 
-async def until(gate: GateAndHerd, **states: str) -> None:
+async def until(yard: Yard, **states: str) -> None:
     """Until a request that has been sent has had this effect."""
-    await eventually(lambda: {name: gate.herd.state(name) for name in states} == states, f"{states}")
+    await eventually(lambda: {name: yard.state(name) for name in states} == states, f"{states}")
 
 
-async def dies_loading(gate: GateAndHerd, model: str = "a") -> None:
-    loading = await gate.send(LOAD, {"model": model})
-    await until(gate, **{model: "loading"})
-    gate.herd.engines.of(model).ends()
-    assert (await reply(loading)).status == 503
+async def dies_loading(yard: Yard, model: str = "a") -> None:
+    loading = await yard.send(LOAD, {"model": model})
+    await until(yard, **{model: "loading"})
+    yard.engines.of(model).ends()
+    assert (await read_reply(loading)).status == 503
 
 
 # Load --------------------------------------------------------------------------------------------
 
 
-@with_gate()
-async def test_a_load_is_answered_when_the_model_is_ready_and_not_before(gate: GateAndHerd) -> None:
-    loading = await gate.send(LOAD, {"model": "a"})
-    await until(gate, a="loading")
-    assert (await gate.ask("/v1/models/a/status")).json()["status"] == "loading"
-    assert LOAD not in gate.access_log()
-    gate.herd.engines.of("a").answers()
-    answer = await reply(loading)
-    assert (answer.status, answer.json()) == (200, {"status": "success", "model": "a", "port": FIRST_PORT})
-    assert gate.fleet.active == 0
+@with_yard()
+async def test_a_load_is_answered_when_the_model_is_ready_and_not_before(yard: Yard) -> None:
+    loading = await yard.send(LOAD, {"model": "a"})
+    await until(yard, a="loading")
+    assert (await yard.ask("/v1/models/a/status")).json()["status"] == "loading"
+    assert LOAD not in yard.access_log()
+    yard.engines.of("a").answers()
+    answer = await read_reply(loading)
+    assert (answer.status, answer.json()) == (200, {"status": "success", "model": "a", "port": yard.port_of("a")})
+    assert yard.fleet.active == 0
 
 
-@with_gate(aliases={"nick": "a"})
-async def test_a_load_by_an_alias_is_answered_with_the_name(gate: GateAndHerd) -> None:
-    loading = await gate.send(LOAD, {"model": "nick"})
-    await until(gate, a="loading")
-    gate.herd.engines.of("a").answers()
-    assert (await reply(loading)).json()["model"] == "a"
+@with_yard(aliases={"nick": "a"})
+async def test_a_load_by_an_alias_is_answered_with_the_name(yard: Yard) -> None:
+    loading = await yard.send(LOAD, {"model": "nick"})
+    await until(yard, a="loading")
+    yard.engines.of("a").answers()
+    assert (await read_reply(loading)).json()["model"] == "a"
 
 
-@with_gate(models={"a": 1})
-async def test_a_load_wants_no_slot_and_waits_behind_nobody(gate: GateAndHerd) -> None:
-    first, second = gate.herd.ask("a"), gate.herd.ask("a")
-    loading = await gate.send(LOAD, {"model": "a"})
-    await eventually(lambda: gate.fleet.queue_depth("a") == 3, "the load is in the queue")
-    gate.herd.engines.of("a").answers()
-    assert (await reply(loading)).status == 200
+@with_yard(models={"a": 1})
+async def test_a_load_wants_no_slot_and_waits_behind_nobody(yard: Yard) -> None:
+    first, second = yard.ask("a"), yard.ask("a")
+    loading = await yard.send(LOAD, {"model": "a"})
+    await eventually(lambda: yard.fleet.queue_depth("a") == 3, "the load is in the queue")
+    yard.engines.of("a").answers()
+    assert (await read_reply(loading)).status == 200
     assert first.is_served
     assert second.waits
-    assert (await gate.ask(LOAD, {"model": "a"})).json()["port"] == FIRST_PORT
+    assert (await yard.ask(LOAD, {"model": "a"})).json()["port"] == yard.port_of("a")
     assert second.waits
 
 
-@with_gate()
-async def test_a_load_fails_as_a_request_would(gate: GateAndHerd) -> None:
-    loading = await gate.send(LOAD, {"model": "a"})
-    await until(gate, a="loading")
-    gate.herd.engines.of("a").ends()
-    answer = await reply(loading)
+@with_yard()
+async def test_a_load_fails_as_a_request_would(yard: Yard) -> None:
+    loading = await yard.send(LOAD, {"model": "a"})
+    await until(yard, a="loading")
+    yard.engines.of("a").ends()
+    answer = await read_reply(loading)
     assert answer.status == 503
-    assert answer.headers["x-should-retry"] == "false"
-    assert answer.error()["code"] == "model_failed"
-    assert LAST_WORDS in answer.error()["message"]
+    assert answer.json()["error"]["code"] == "model_failed"
+    assert LAST_WORDS in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -95,107 +94,107 @@ async def test_a_load_fails_as_a_request_would(gate: GateAndHerd) -> None:
     ],
 )
 @pytest.mark.parametrize("path", [LOAD, EJECT])
-@with_gate(keys=NARROW_KEY)
+@with_yard(keys=NARROW_KEY)
 async def test_who_or_what_is_wrong_is_refused_and_nothing_happens(
-    gate: GateAndHerd, path: str, document: object, key: str | None, status: int, code: str
+    yard: Yard, path: str, document: object, key: str | None, status: int, code: str
 ) -> None:
-    answer = await gate.ask(path, document, key=key)
-    assert (answer.status, answer.error()["code"]) == (status, code)
-    assert gate.herd.states() == {"a": "off", "b": "off", "c": "off"}
+    answer = await yard.ask(path, document, key=key)
+    assert (answer.status, answer.json()["error"]["code"]) == (status, code)
+    assert yard.states() == {"a": "off", "b": "off", "c": "off"}
 
 
-@with_gate(models={"a": 1, "b": 1}, models_max=1)
-async def test_a_load_goes_on_without_the_client_that_asked_for_it(gate: GateAndHerd) -> None:
-    await gate.herd.ready("a")
-    busy = gate.herd.ask("a")
-    loading = await gate.send(LOAD, {"model": "b"})
-    await until(gate, a="draining")
+@with_yard(models={"a": 1, "b": 1}, models_max=1)
+async def test_a_load_goes_on_without_the_client_that_asked_for_it(yard: Yard) -> None:
+    await yard.ready("a")
+    busy = yard.ask("a")
+    loading = await yard.send(LOAD, {"model": "b"})
+    await until(yard, a="draining")
     loading.close()
-    await eventually(lambda: "| 499 |" in gate.access_log(), "the client is gone")
+    await eventually(lambda: "| 499 |" in yard.access_log(), "the client is gone")
     busy.finishes()
-    gate.herd.engines.of("a").ends("exit code 0")
-    await until(gate, a="off", b="loading")
-    gate.herd.engines.of("b").answers()
-    assert gate.herd.states() == {"a": "off", "b": "ready"}
+    yard.engines.of("a").ends("exit code 0")
+    await until(yard, a="off", b="loading")
+    yard.engines.of("b").answers()
+    assert yard.states() == {"a": "off", "b": "ready"}
 
 
 # Eject -------------------------------------------------------------------------------------------
 
 
-@with_gate()
-async def test_an_eject_lets_requests_finish_and_is_answered_when_the_model_is_off(gate: GateAndHerd) -> None:
-    engine = await gate.herd.ready("a")
-    busy = gate.herd.ask("a")
-    ejecting = await gate.send(EJECT, {"model": "a"})
-    await until(gate, a="draining")
+@with_yard()
+async def test_an_eject_lets_requests_finish_and_is_answered_when_the_model_is_off(yard: Yard) -> None:
+    engine = await yard.ready("a")
+    busy = yard.ask("a")
+    ejecting = await yard.send(EJECT, {"model": "a"})
+    await until(yard, a="draining")
     busy.finishes()
-    await until(gate, a="stopping")
-    assert EJECT not in gate.access_log()
+    await until(yard, a="stopping")
+    assert EJECT not in yard.access_log()
     engine.ends("exit code 0")
-    answer = await reply(ejecting)
+    answer = await read_reply(ejecting)
     assert (answer.status, answer.json()) == (
         200,
         {"status": "success", "model_ejected": "a", "message": "a is unloaded."},
     )
-    assert gate.herd.state("a") == "off"
+    assert yard.state("a") == "off"
 
 
-@with_gate()
-async def test_an_eject_ends_a_load(gate: GateAndHerd) -> None:
-    gate.herd.ask("a").goes()
-    ejecting = await gate.send(EJECT, {"model": "a"})
-    await until(gate, a="stopping")
-    gate.herd.engines.of("a").ends("killed by SIGTERM")
-    assert (await reply(ejecting)).status == 200
-    assert gate.herd.state("a") == "off"
+@with_yard()
+async def test_an_eject_ends_a_load(yard: Yard) -> None:
+    yard.ask("a").goes()
+    ejecting = await yard.send(EJECT, {"model": "a"})
+    await until(yard, a="stopping")
+    yard.engines.of("a").ends("killed by SIGTERM")
+    assert (await read_reply(ejecting)).status == 200
+    assert yard.state("a") == "off"
 
 
-@with_gate(models={"a": 1})
-async def test_an_eject_is_answered_even_if_others_bring_the_model_back_at_once(gate: GateAndHerd) -> None:
-    engine = await gate.herd.ready("a")
-    busy, waiting = gate.herd.ask("a"), gate.herd.ask("a")
-    ejecting = await gate.send(EJECT, {"model": "a"})
-    await until(gate, a="draining")
+@with_yard(models={"a": 1})
+async def test_an_eject_is_answered_even_if_others_bring_the_model_back_at_once(yard: Yard) -> None:
+    engine = await yard.ready("a")
+    busy, waiting = yard.ask("a"), yard.ask("a")
+    ejecting = await yard.send(EJECT, {"model": "a"})
+    await until(yard, a="draining")
     busy.finishes()
     engine.ends("exit code 0")
-    assert (await reply(ejecting)).status == 200
-    await until(gate, a="loading")
+    assert (await read_reply(ejecting)).status == 200
+    await until(yard, a="loading")
     assert waiting.waits
 
 
-@with_gate()
-async def test_an_ejected_model_does_not_come_back_from_its_backoff(gate: GateAndHerd) -> None:
-    await dies_loading(gate)
-    assert gate.herd.state("a") == "backoff"
-    assert (await gate.ask(EJECT, {"model": "a"})).status == 200
-    gate.herd.pass_time(100.0)
-    assert gate.herd.state("a") == "off"
+@with_yard()
+async def test_an_ejected_model_does_not_come_back_from_its_backoff(yard: Yard) -> None:
+    await dies_loading(yard)
+    assert yard.state("a") == "backoff"
+    assert (await yard.ask(EJECT, {"model": "a"})).status == 200
+    yard.pass_time(100.0)
+    assert yard.state("a") == "off"
 
 
 @pytest.mark.parametrize(
     ("model", "code"), [("a", "not_found"), ("d", "model_not_found")], ids=["off", "unknown"]
 )
-@with_gate()
-async def test_ejecting_what_does_not_run_is_not_found(gate: GateAndHerd, model: str, code: str) -> None:
-    answer = await gate.ask(EJECT, {"model": model})
+@with_yard()
+async def test_ejecting_what_does_not_run_is_not_found(yard: Yard, model: str, code: str) -> None:
+    answer = await yard.ask(EJECT, {"model": model})
     assert (answer.status, answer.json()["status"]) == (404, "not_found")
-    assert (answer.error()["code"], answer.error()["param"]) == (code, "model")
-    assert f"| 404 | {model if model == 'a' else '-'} |" in gate.access_log()
+    assert (answer.json()["error"]["code"], answer.json()["error"]["param"]) == (code, "model")
+    assert f"| 404 | {model if model == 'a' else '-'} |" in yard.access_log()
 
 
 # Reset and failures ------------------------------------------------------------------------------
 
 
-@with_gate()
-async def test_a_reset_forgives_a_model_that_was_given_up(gate: GateAndHerd) -> None:
+@with_yard()
+async def test_a_reset_forgives_a_model_that_was_given_up(yard: Yard) -> None:
     for _ in range(DEATHS_MAX):
-        gate.herd.pass_time(100.0)
-        if gate.herd.state("a") == "off":
-            gate.herd.ask("a").goes()
-        gate.herd.engines.of("a").ends()
-    assert gate.herd.state("a") == "failed"
-    assert (await gate.ask(LOAD, {"model": "a"})).error()["code"] == "model_failed"
-    answer = await gate.ask("/v1/models/a/reset", method="POST")
+        yard.pass_time(100.0)
+        if yard.state("a") == "off":
+            yard.ask("a").goes()
+        yard.engines.of("a").ends()
+    assert yard.state("a") == "failed"
+    assert (await yard.ask(LOAD, {"model": "a"})).json()["error"]["code"] == "model_failed"
+    answer = await yard.ask("/v1/models/a/reset", method="POST")
     assert (answer.status, answer.json()) == (
         200,
         {
@@ -205,47 +204,47 @@ async def test_a_reset_forgives_a_model_that_was_given_up(gate: GateAndHerd) -> 
             "previous_error": LAST_WORDS,
         },
     )
-    assert gate.herd.state("a") == "off"
-    gate.herd.ask("a")
-    assert gate.herd.state("a") == "loading"
+    assert yard.state("a") == "off"
+    yard.ask("a")
+    assert yard.state("a") == "loading"
 
 
-@with_gate()
-async def test_there_is_nothing_to_forgive_a_model_that_works(gate: GateAndHerd) -> None:
-    await gate.herd.ready("a")
-    answer = await gate.ask("/v1/models/a/reset", method="POST")
+@with_yard()
+async def test_there_is_nothing_to_forgive_a_model_that_works(yard: Yard) -> None:
+    await yard.ready("a")
+    answer = await yard.ask("/v1/models/a/reset", method="POST")
     assert answer.json() == {
         "status": "success",
         "model": "a",
         "message": "a had not failed: it is ready.",
         "previous_error": None,
     }
-    assert gate.herd.state("a") == "ready"
+    assert yard.state("a") == "ready"
 
 
-@with_gate(keys=NARROW_KEY)
+@with_yard(keys=NARROW_KEY)
 async def test_failures_are_listed_in_brief_to_those_who_may_use_the_model(
-    gate: GateAndHerd, monkeypatch: pytest.MonkeyPatch
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert (await gate.ask(FAILED)).json() == {"failed_models": [], "message": "No model has failed."}
-    await dies_loading(gate)
+    assert (await yard.ask(FAILED)).json() == {"failed_models": [], "message": "No model has failed."}
+    await dies_loading(yard)
     listed = [{"model": "a", "attempts": 1, "error": LAST_WORDS}]
-    assert (await gate.ask(FAILED)).json() == {"failed_models": listed}
-    assert (await gate.ask(FAILED, key=NARROW)).json()["failed_models"] == []
-    gate.herd.ask("b").goes()
-    monkeypatch.setattr(gate.herd.engines.of("b"), "log_tail", lambda _lines: ["x" * 500])
-    gate.herd.engines.of("b").ends("exit code 2")
-    error = (await gate.ask(FAILED, key=NARROW)).json()["failed_models"][0]["error"]
+    assert (await yard.ask(FAILED)).json() == {"failed_models": listed}
+    assert (await yard.ask(FAILED, key=NARROW)).json()["failed_models"] == []
+    yard.ask("b").goes()
+    monkeypatch.setattr(yard.engines.of("b"), "log_tail", lambda _lines: ["x" * 500])
+    yard.engines.of("b").ends("exit code 2")
+    error = (await yard.ask(FAILED, key=NARROW)).json()["failed_models"][0]["error"]
     assert error == ("exit code 2 | " + "x" * 500)[:200]
 
 
 # Statuses ----------------------------------------------------------------------------------------
 
 
-@with_gate(models={"qwen-7b": 1, "llama-3b": 1})
-async def test_the_statuses_of_all_are_the_promised_document(gate: GateAndHerd) -> None:
-    engine = await gate.herd.ready("qwen-7b")
-    assert (await gate.ask(STATUS)).json() == {
+@with_yard(models={"qwen-7b": 1, "llama-3b": 1})
+async def test_the_statuses_of_all_are_the_promised_document(yard: Yard) -> None:
+    engine = await yard.ready("qwen-7b")
+    assert (await yard.ask(STATUS)).json() == {
         "server": {"status": "ready"},
         "models": {
             "qwen-7b": {"status": "ready", "port": engine.address.port, "pid": engine.pid},
@@ -255,21 +254,21 @@ async def test_the_statuses_of_all_are_the_promised_document(gate: GateAndHerd) 
     }
 
 
-@with_gate(keys=NARROW_KEY)
-async def test_a_key_sees_the_models_that_it_may_use_and_no_other(gate: GateAndHerd) -> None:
-    answer = await gate.ask(STATUS, key=NARROW)
+@with_yard(keys=NARROW_KEY)
+async def test_a_key_sees_the_models_that_it_may_use_and_no_other(yard: Yard) -> None:
+    answer = await yard.ask(STATUS, key=NARROW)
     assert answer.json()["models"] == {"b": {"status": "off"}}
     assert answer.json()["summary"] == {"off": 1}
-    assert (await gate.ask("/v1/models/b/status", key=NARROW)).json() == {"model": "b", "status": "off"}
+    assert (await yard.ask("/v1/models/b/status", key=NARROW)).json() == {"model": "b", "status": "off"}
     for path, method in [("/v1/models/a/status", "GET"), ("/v1/models/a/reset", "POST")]:
-        answer = await gate.ask(path, method=method, key=NARROW)
-        assert (answer.status, answer.error()["code"]) == (403, "model_not_allowed")
+        answer = await yard.ask(path, method=method, key=NARROW)
+        assert (answer.status, answer.json()["error"]["code"]) == (403, "model_not_allowed")
 
 
-@with_gate()
-async def test_the_status_of_a_model_that_died_tells_how(gate: GateAndHerd) -> None:
-    await dies_loading(gate)
-    answer = await gate.ask("/v1/models/a/status")
+@with_yard()
+async def test_the_status_of_a_model_that_died_tells_how(yard: Yard) -> None:
+    await dies_loading(yard)
+    answer = await yard.ask("/v1/models/a/status")
     assert answer.json() == {"model": "a", "status": "backoff", "detail": LAST_WORDS}
 
 
@@ -293,11 +292,11 @@ async def test_the_status_of_a_model_that_died_tells_how(gate: GateAndHerd) -> N
         pytest.param("GET", "/v1/models/load", {"error": 405}, id="a-load-is-no-get"),
     ],
 )
-@with_gate(models={"a": 1, "org/b": 1, "status": 1, "a/reset": 1}, aliases={"nick": "a"})
+@with_yard(models={"a": 1, "org/b": 1, "status": 1, "a/reset": 1}, aliases={"nick": "a"})
 async def test_a_path_means_the_literal_route_then_the_longest_name(
-    gate: GateAndHerd, method: str, path: str, expected: dict[str, Any]
+    yard: Yard, method: str, path: str, expected: dict[str, Any]
 ) -> None:
-    answer = await gate.ask(path, method=method)
+    answer = await yard.ask(path, method=method)
     if "error" in expected:
         assert answer.status == expected["error"]
     else:
@@ -311,8 +310,8 @@ Event = tuple[str, Any]
 END: Event = ("", None)
 
 
-async def open_stream(gate: GateAndHerd, path: str = STREAM, **options: Any) -> RawClient:
-    client = await gate.send(path, **options)
+async def open_stream(yard: Yard, path: str = STREAM, **options: Any) -> RawClient:
+    client = await yard.send(path, **options)
     head = await client.until(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 ")
     for line in (b"content-type: text/event-stream", b"cache-control: no-cache, no-transform"):
@@ -332,24 +331,24 @@ def update(alias: str, status: str, **more: object) -> Event:
     return "model_update", {"alias": alias, "status": status, **more}
 
 
-@with_gate()
-async def test_a_stream_begins_with_the_statuses_of_all(gate: GateAndHerd) -> None:
-    await gate.herd.ready("a")
-    stream = await open_stream(gate)
-    assert await next_event(stream) == ("full_status", (await gate.ask(STATUS)).json())
+@with_yard()
+async def test_a_stream_begins_with_the_statuses_of_all(yard: Yard) -> None:
+    await yard.ready("a")
+    stream = await open_stream(yard)
+    assert await next_event(stream) == ("full_status", (await yard.ask(STATUS)).json())
 
 
-@with_gate()
+@with_yard()
 async def test_every_state_passes_through_the_stream_however_short(
-    gate: GateAndHerd,
+    yard: Yard,
 ) -> None:
-    stream = await open_stream(gate)
+    stream = await open_stream(yard)
     await next_event(stream)
     # Within one turn of the loop: nobody could have looked in between.
-    gate.herd.ask("a").goes()
-    engine = gate.herd.engines.of("a")
+    yard.ask("a").goes()
+    engine = yard.engines.of("a")
     engine.answers()
-    gate.fleet.eject("a")
+    yard.fleet.eject("a")
     engine.ends("exit code 0")
     alive = {"port": engine.address.port, "pid": engine.pid}
     assert [await next_event(stream) for _ in range(6)] == [
@@ -362,95 +361,95 @@ async def test_every_state_passes_through_the_stream_however_short(
     ]
 
 
-@with_gate()
+@with_yard()
 async def test_a_quiet_stream_shows_only_that_it_is_open(
-    gate: GateAndHerd, monkeypatch: pytest.MonkeyPatch
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(management, "HEARTBEAT_S", 0.01)
-    stream = await open_stream(gate)
+    stream = await open_stream(yard)
     await next_event(stream)
     for _ in range(3):
-        gate.herd.now += 0.01
+        yard.now += 0.01
         assert await next_event(stream) == ("heartbeat", {})
 
 
-@with_gate(keys=NARROW_KEY)
-async def test_a_stream_tells_of_permitted_models_only(gate: GateAndHerd) -> None:
-    stream = await open_stream(gate, key=NARROW)
+@with_yard(keys=NARROW_KEY)
+async def test_a_stream_tells_of_permitted_models_only(yard: Yard) -> None:
+    stream = await open_stream(yard, key=NARROW)
     assert (await next_event(stream))[1]["models"] == {"b": {"status": "off"}}
-    gate.herd.engines.is_slow = True
-    gate.herd.ask("a")
-    gate.herd.ask("b")
+    yard.engines.is_slow = True
+    yard.ask("a")
+    yard.ask("b")
     assert await next_event(stream) == update("b", "starting")
 
 
-@with_gate()
-async def test_a_preload_changes_the_word_for_the_server(gate: GateAndHerd) -> None:
-    gate.fleet.preload(("a",))
-    stream = await open_stream(gate)
+@with_yard()
+async def test_a_preload_changes_the_word_for_the_server(yard: Yard) -> None:
+    yard.fleet.preload(("a",))
+    stream = await open_stream(yard)
     assert (await next_event(stream))[1]["server"] == {"status": "starting"}
-    gate.herd.engines.of("a").answers()
+    yard.engines.of("a").answers()
     assert (await next_event(stream))[1]["status"] == "ready"
     name, everything = await next_event(stream)
     assert (name, everything["server"]) == ("full_status", {"status": "ready"})
 
 
-@with_gate()
-async def test_a_stream_takes_its_key_from_the_query_and_nobody_writes_it_down(gate: GateAndHerd) -> None:
-    stream = await open_stream(gate, f"{STREAM}?api_key={KEY}", key=None)
+@with_yard()
+async def test_a_stream_takes_its_key_from_the_query_and_nobody_writes_it_down(yard: Yard) -> None:
+    stream = await open_stream(yard, f"{STREAM}?api_key={KEY}", key=None)
     assert (await next_event(stream))[0] == "full_status"
     stream.close()
-    await eventually(lambda: f"tester | GET {STREAM} | 200" in gate.access_log(), "the stream has ended")
-    assert KEY not in gate.access_log()
-    assert "api_key=" not in gate.access_log()
+    await eventually(lambda: f"tester | GET {STREAM} | 200" in yard.access_log(), "the stream has ended")
+    assert KEY not in yard.access_log()
+    assert "api_key=" not in yard.access_log()
 
 
 @pytest.mark.parametrize("path", [STATUS, "/v1/models", "/v1/models/a/status", FAILED, "/v1/props"])
-@with_gate()
-async def test_no_other_path_takes_a_key_from_the_query(gate: GateAndHerd, path: str) -> None:
-    assert (await gate.ask(f"{path}?api_key={KEY}", key=None)).status == 401
+@with_yard()
+async def test_no_other_path_takes_a_key_from_the_query(yard: Yard, path: str) -> None:
+    assert (await yard.ask(f"{path}?api_key={KEY}", key=None)).status == 401
 
 
 @pytest.mark.parametrize("query", ["", "?api_key=", "?api_key=sk-wrong-0123456789", f"?key={KEY}"])
-@with_gate()
-async def test_a_stream_without_a_good_key_is_refused(gate: GateAndHerd, query: str) -> None:
-    answer = await gate.ask(STREAM + query, key=None)
-    assert (answer.status, answer.error()["code"]) == (401, "invalid_api_key")
+@with_yard()
+async def test_a_stream_without_a_good_key_is_refused(yard: Yard, query: str) -> None:
+    answer = await yard.ask(STREAM + query, key=None)
+    assert (answer.status, answer.json()["error"]["code"]) == (401, "invalid_api_key")
 
 
-@with_gate(keys=NARROW_KEY)
-async def test_a_key_that_is_taken_away_takes_its_stream_along(gate: GateAndHerd) -> None:
-    stream = await open_stream(gate, key=NARROW)
+@with_yard(keys=NARROW_KEY)
+async def test_a_key_that_is_taken_away_takes_its_stream_along(yard: Yard) -> None:
+    stream = await open_stream(yard, key=NARROW)
     await next_event(stream)
-    gate.set_keys(f"tester:{KEY}")
-    gate.herd.ask("b")
+    yard.set_keys(f"tester:{KEY}")
+    yard.ask("b")
     name, error = await next_event(stream)
     assert (name, error["error"]["code"]) == ("", "invalid_api_key")
     assert await next_event(stream) == END
 
 
-@with_gate()
-async def test_a_stream_ends_with_the_gateway_and_says_so(gate: GateAndHerd) -> None:
-    stream = await open_stream(gate)
+@with_yard()
+async def test_a_stream_ends_with_the_gateway_and_says_so(yard: Yard) -> None:
+    stream = await open_stream(yard)
     await next_event(stream)
-    gate.phase = Phase.DRAINING
-    gate.fleet.refuse_waiting()
+    yard.phase = Phase.DRAINING
+    yard.fleet.refuse_waiting()
     name, everything = await next_event(stream)
     assert (name, everything["server"]) == ("full_status", {"status": "draining"})
     assert await next_event(stream) == END
 
 
-@with_gate()
-async def test_nothing_is_kept_for_a_reader_that_has_gone(gate: GateAndHerd) -> None:
-    stream = await open_stream(gate)
-    assert len(gate.fleet._gallery._onlookers) == 1
+@with_yard()
+async def test_nothing_is_kept_for_a_reader_that_has_gone(yard: Yard) -> None:
+    stream = await open_stream(yard)
+    assert len(yard.fleet._gallery._onlookers) == 1
     stream.close()
-    await eventually(lambda: not gate.fleet._gallery._onlookers, "nobody looks on")
+    await eventually(lambda: not yard.fleet._gallery._onlookers, "nobody looks on")
 
 
-@with_gate()
-async def test_a_stream_asked_for_with_head_has_no_body(gate: GateAndHerd) -> None:
-    client = await open_stream(gate, method="HEAD")
+@with_yard()
+async def test_a_stream_asked_for_with_head_has_no_body(yard: Yard) -> None:
+    client = await open_stream(yard, method="HEAD")
     client.send(f"GET /live HTTP/1.1\r\nHost: x\r\nAuthorization: {KEY}\r\n\r\n".encode())
     assert (await client.answer())[0] == 200, "the next answer follows at once"
 
@@ -472,13 +471,13 @@ ONCE = "sk-once-0123456789"
         pytest.param("HEAD", STREAM, None, False, id="stream"),
     ],
 )
-@with_gate(keys=f"once:{ONCE}:rpm=1")
+@with_yard(keys=f"once:{ONCE}:rpm=1")
 async def test_doing_counts_against_the_rate_and_looking_does_not(
-    gate: GateAndHerd, method: str, path: str, document: object, counts: bool
+    yard: Yard, method: str, path: str, document: object, counts: bool
 ) -> None:
     statuses = []
     for _ in "123":
-        client = await gate.send(path, document, method=method, key=ONCE)
+        client = await yard.send(path, document, method=method, key=ONCE)
         statuses.append(int((await client.until(b"\r\n\r\n")).split()[1]))
     assert statuses == ([404, 429, 429] if counts else [200, 200, 200])
 
@@ -496,38 +495,38 @@ async def engine_that_answers(exchange: Exchange) -> None:
 
 @pytest.mark.parametrize("word", ["never", "Never"])
 @pytest.mark.parametrize("state", ["off", "stopping", "backoff"])
-@with_gate()
-async def test_a_request_that_forbids_it_loads_nothing(gate: GateAndHerd, state: str, word: str) -> None:
+@with_yard()
+async def test_a_request_that_forbids_it_loads_nothing(yard: Yard, state: str, word: str) -> None:
     if state == "stopping":
-        await gate.herd.ready("a")
-        gate.fleet.eject("a")
+        await yard.ready("a")
+        yard.fleet.eject("a")
     elif state == "backoff":
-        await dies_loading(gate)
-    assert gate.herd.state("a") == state
-    answer = await gate.ask(CHAT, ASKED, headers={"X-Model-Load": word})
-    assert (answer.status, answer.error()["code"]) == (503, "model_not_loaded")
-    assert answer.headers["x-should-retry"] == "false"
-    assert state in answer.error()["message"]
-    assert gate.herd.state("a") == state
+        await dies_loading(yard)
+    assert yard.state("a") == state
+    answer = await yard.ask(CHAT, ASKED, headers={"X-Model-Load": word})
+    assert (answer.status, answer.json()["error"]["code"]) == (503, "model_not_loaded")
+    assert answer.header("x-should-retry") == "false"
+    assert state in answer.json()["error"]["message"]
+    assert yard.state("a") == state
 
 
-@with_gate()
-async def test_a_request_that_forbids_a_load_waits_for_one_that_others_began(gate: GateAndHerd) -> None:
+@with_yard()
+async def test_a_request_that_forbids_a_load_waits_for_one_that_others_began(yard: Yard) -> None:
     async with serving(engine_that_answers) as (_server, port):
-        gate.herd.ask("a").goes()
-        engine = gate.herd.engines.of("a")
+        yard.ask("a").goes()
+        engine = yard.engines.of("a")
         engine.address = Address("127.0.0.1", port)
-        loading = await gate.send(CHAT, ASKED, headers={"X-Model-Load": "never"})
-        await eventually(lambda: gate.fleet.queue_depth("a") == 1, "it waits")
+        loading = await yard.send(CHAT, ASKED, headers={"X-Model-Load": "never"})
+        await eventually(lambda: yard.fleet.queue_depth("a") == 1, "it waits")
         engine.answers()
-        assert (await reply(loading)).body == b"fine"
-        answer = await gate.ask(CHAT, ASKED, headers={"X-Model-Load": "never"})
+        assert (await read_reply(loading)).body == b"fine"
+        answer = await yard.ask(CHAT, ASKED, headers={"X-Model-Load": "never"})
         assert answer.body == b"fine"
 
 
-@with_gate()
-async def test_any_other_word_forbids_nothing(gate: GateAndHerd) -> None:
-    client = await gate.send(CHAT, ASKED, headers={"X-Model-Load": "always"})
-    await until(gate, a="loading")
+@with_yard()
+async def test_any_other_word_forbids_nothing(yard: Yard) -> None:
+    client = await yard.send(CHAT, ASKED, headers={"X-Model-Load": "always"})
+    await until(yard, a="loading")
     client.close()
     await turns()

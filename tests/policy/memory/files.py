@@ -67,9 +67,8 @@ class File:
         tensors = self._tensors()
         beginning = head(self._metadata(), tensors)
         path.write_bytes(beginning)
-        os.truncate(
-            path, len(beginning) + sum(-(-each.size_bytes // ALIGNMENT) for each in tensors) * ALIGNMENT
-        )
+        units = sum(-(-tensor.size_bytes // ALIGNMENT) for tensor in tensors)
+        os.truncate(path, len(beginning) + units * ALIGNMENT)
 
     def _metadata(self) -> dict[str, NewValue]:
         metadata: dict[str, NewValue] = {"general.architecture": self.architecture}

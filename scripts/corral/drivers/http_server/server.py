@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Callable
 from socket import socket
 
 from corral import errors
 from corral.drivers import clock
 from corral.drivers.http_server.connection import Connection, ErrorPage, Handler, ServerLimits
+from corral.drivers.listening import BACKLOG
 from corral.drivers.patrol import Patrol
 
 
@@ -34,10 +34,12 @@ class HttpServer:
         self._connections: set[Connection] = set()
         self._listeners: list[asyncio.Server] = []
 
-    async def listen(self, sockets: list[socket], tls: ssl.SSLContext | None = None) -> None:
+    async def listen(self, sockets: list[socket]) -> None:
         loop = asyncio.get_running_loop()
         for each in sockets:
-            self._listeners.append(await loop.create_server(lambda: Connection(self), sock=each, ssl=tls))
+            # asyncio calls listen() once more, and its own default would make the queue shorter again.
+            listener = await loop.create_server(lambda: Connection(self), sock=each, backlog=BACKLOG)
+            self._listeners.append(listener)
 
     @property
     def connections(self) -> int:
