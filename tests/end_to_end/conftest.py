@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
+from tests.end_to_end.gpus import Machine
 from tests.stand_in_launcher import write_launcher
 from tests.support import Corral, free_port, running_corral
+
+StartMachine = Callable[..., Machine]
 
 
 class Hopeless(NamedTuple):
@@ -60,3 +63,18 @@ def hopeless(
         ) as single,
     ):
         yield Hopeless(herd, single)
+
+
+@pytest.fixture
+def start_machine(tmp_path: Path, stand_in: Path) -> Iterator[StartMachine]:
+    """A machine with GPUs, and a gateway that is up: start_machine({"GPU-a": mib}, {"a": takes(mib)})."""
+    machines = []
+
+    def start(gpus: Mapping[str, int], models: Mapping[str, Any], **options: Any) -> Machine:
+        machines.append(Machine(tmp_path / f"machine-{len(machines)}", stand_in, gpus, models, **options))
+        machines[-1].corral.wait_until_up()
+        return machines[-1]
+
+    yield start
+    for machine in machines:
+        machine.corral.finish()

@@ -150,9 +150,9 @@ CUDA error: out of memory
   current device: 0, in function alloc at ggml-cuda.cu:500
   cuMemCreate(&handle, reserve_size, &prop, 0)""",
     "cublas": "CUDA error: CUBLAS_STATUS_ALLOC_FAILED",
-    "vulkan": """\
-ggml_vulkan: Device memory allocation of size 4294967296 failed.
-ggml_vulkan: vk::Device::allocateMemory: ErrorOutOfDeviceMemory""",
+    "vulkan": "ggml_vulkan: Device memory allocation of size 4294967296 failed.",
+    "vulkan-itself": "ggml_vulkan: vk::Device::allocateMemory: ErrorOutOfDeviceMemory",
+    "malloc": "E ggml_aligned_malloc: insufficient memory (attempted to allocate 3906.89 MB)",
     "compute-buffer": """\
 0.01.319.075 E ggml_aligned_malloc: insufficient memory (attempted to allocate 3906.89 MB)
 0.01.319.103 E ggml_backend_cpu_buffer_type_alloc_buffer: failed to allocate buffer of size 4096667680
@@ -187,6 +187,7 @@ llama_model_load: error loading model: unable to allocate CUDA0 buffer""",
 0.00.005.698 W warning: failed to mlock 135168-byte buffer (after previously locking 0 bytes): \
 Cannot allocate memory
 srv  llama_server: exiting due to model loading error""",
+    "not-read-ahead": "W llama_prefetch: madvise(MADV_WILLNEED) failed: Cannot allocate memory",
     "not-pinned": "W ggml_cuda_host_malloc: failed to allocate 64.00 MiB of pinned memory: out of memory",
     "prompt-not-cached": "E srv alloc: failed to allocate memory for prompt cache state: std::bad_alloc",
     "had-enough-at-the-second-try": """\
@@ -196,6 +197,10 @@ Segmentation fault""",
     "long-overcome": """\
 alloc_buffer: allocating 900.00 MiB on device 0: cudaMalloc failed: out of memory
 srv  llama_server: model loaded
+Segmentation fault""",
+    "ready-in-spite-of-it": """\
+alloc_buffer: allocating 900.00 MiB on device 0: cudaMalloc failed: out of memory
+srv  llama_server: listening on http://127.0.0.1:8085
 Segmentation fault""",
     "nothing-said": "",
 }

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from corral.drivers.http_client import Address
-from corral.drivers.http_server import Exchange
 from corral.formats.status import Phase
 from corral.handlers import management
 from corral.policy.lifecycle import DEATHS_MAX
-from tests.drivers.serving import RawClient, serving
-from tests.fleet.herd import yard.port_of("a"), LOG_TAIL
-from tests.handlers.gate_and_herd import KEY, Yard, reply, with_gate
+from tests.drivers.serving import RawClient
+from tests.fleet.herd import LOG_TAIL
+from tests.handlers.gatehouse import CHAT, KEY, KEYS, answering, read_reply, request
+from tests.handlers.yard import Yard, with_yard
 from tests.in_a_loop import turns
 from tests.waiting import eventually
 
@@ -24,14 +26,18 @@ NARROW, NARROW_KEY = "sk-narrow-0123456789", "narrow:sk-narrow-0123456789:rpm=0,
 LAST_WORDS = " | ".join(["exit code 1", *LOG_TAIL])
 
 
-async def until(yard: Yard, **states: str) -> None:
-    """Until a request that has been sent has had this effect."""
-    await eventually(lambda: {name: yard.state(name) for name in states} == states, f"{states}")
+@pytest.fixture
+def yard(tmp_path: Path) -> Callable[..., Yard]:
+    return functools.partial(Yard, tmp_path)
+
+
+def logged(yard: Yard) -> str:
+    return "".join(yard.access_log.lines)
 
 
 async def dies_loading(yard: Yard, model: str = "a") -> None:
     loading = await yard.send(LOAD, {"model": model})
-    await until(yard, **{model: "loading"})
+    await yard.until(**{model: "loading"})
     yard.engines.of(model).ends()
     assert (await read_reply(loading)).status == 503
 
@@ -42,40 +48,35 @@ async def dies_loading(yard: Yard, model: str = "a") -> None:
 @with_yard()
 async def test_a_load_is_answered_when_the_model_is_ready_and_not_before(yard: Yard) -> None:
     loading = await yard.send(LOAD, {"model": "a"})
-    await until(yard, a="loading")
+    await yard.until(a="loading")
     assert (await yard.ask("/v1/models/a/status")).json()["status"] == "loading"
-    assert LOAD not in yard.access_log()
+    assert LOAD not in logged(yard)
     yard.engines.of("a").answers()
     answer = await read_reply(loading)
-    assert (answer.status, answer.json()) == (200, {"status": "success", "model": "a", "port": yard.port_of("a")})
+    assert (answer.status, answer.json()) == (
+        200,
+        {"status": "success", "model": "a", "port": yard.engines.address.port},
+    )
     assert yard.fleet.active == 0
 
 
-@with_yard(aliases={"nick": "a"})
-async def test_a_load_by_an_alias_is_answered_with_the_name(yard: Yard) -> None:
-    loading = await yard.send(LOAD, {"model": "nick"})
-    await until(yard, a="loading")
-    yard.engines.of("a").answers()
-    assert (await read_reply(loading)).json()["model"] == "a"
-
-
-@with_yard(models={"a": 1})
+@with_yard("a")
 async def test_a_load_wants_no_slot_and_waits_behind_nobody(yard: Yard) -> None:
-    first, second = yard.ask("a"), yard.ask("a")
+    first, second = yard.use("a"), yard.use("a")
     loading = await yard.send(LOAD, {"model": "a"})
     await eventually(lambda: yard.fleet.queue_depth("a") == 3, "the load is in the queue")
     yard.engines.of("a").answers()
     assert (await read_reply(loading)).status == 200
     assert first.is_served
     assert second.waits
-    assert (await yard.ask(LOAD, {"model": "a"})).json()["port"] == yard.port_of("a")
+    assert (await yard.ask(LOAD, {"model": "a"})).status == 200
     assert second.waits
 
 
 @with_yard()
 async def test_a_load_fails_as_a_request_would(yard: Yard) -> None:
     loading = await yard.send(LOAD, {"model": "a"})
-    await until(yard, a="loading")
+    await yard.until(a="loading")
     yard.engines.of("a").ends()
     answer = await read_reply(loading)
     assert answer.status == 503
@@ -103,19 +104,19 @@ async def test_who_or_what_is_wrong_is_refused_and_nothing_happens(
     assert yard.states() == {"a": "off", "b": "off", "c": "off"}
 
 
-@with_yard(models={"a": 1, "b": 1}, models_max=1)
+@with_yard("a", "b", "c", "d")
 async def test_a_load_goes_on_without_the_client_that_asked_for_it(yard: Yard) -> None:
-    await yard.ready("a")
-    busy = yard.ask("a")
-    loading = await yard.send(LOAD, {"model": "b"})
-    await until(yard, a="draining")
+    engines = [await yard.ready(name) for name in "abc"]
+    first, *_others = [yard.use(name) for name in "abc"]
+    loading = await yard.send(LOAD, {"model": "d"})
+    await yard.until(a="draining")  # as many models run as may
     loading.close()
-    await eventually(lambda: "| 499 |" in yard.access_log(), "the client is gone")
-    busy.finishes()
-    yard.engines.of("a").ends("exit code 0")
-    await until(yard, a="off", b="loading")
-    yard.engines.of("b").answers()
-    assert yard.states() == {"a": "off", "b": "ready"}
+    await eventually(lambda: f"POST {LOAD} | 499 |" in logged(yard), "the client is gone")
+    first.finishes()
+    engines[0].ends("exit code 0")
+    await yard.until(a="off", d="loading")
+    yard.engines.of("d").answers()
+    assert yard.states() == {"a": "off", "b": "ready", "c": "ready", "d": "ready"}
 
 
 # Eject -------------------------------------------------------------------------------------------
@@ -124,51 +125,51 @@ async def test_a_load_goes_on_without_the_client_that_asked_for_it(yard: Yard) -
 @with_yard()
 async def test_an_eject_lets_requests_finish_and_is_answered_when_the_model_is_off(yard: Yard) -> None:
     engine = await yard.ready("a")
-    busy = yard.ask("a")
+    busy = yard.use("a")
     ejecting = await yard.send(EJECT, {"model": "a"})
-    await until(yard, a="draining")
+    await yard.until(a="draining")
     busy.finishes()
-    await until(yard, a="stopping")
-    assert EJECT not in yard.access_log()
+    await yard.until(a="stopping")
+    assert EJECT not in logged(yard)
     engine.ends("exit code 0")
     answer = await read_reply(ejecting)
     assert (answer.status, answer.json()) == (
         200,
         {"status": "success", "model_ejected": "a", "message": "a is unloaded."},
     )
-    assert yard.state("a") == "off"
+    assert yard.states()["a"] == "off"
 
 
 @with_yard()
 async def test_an_eject_ends_a_load(yard: Yard) -> None:
-    yard.ask("a").goes()
+    yard.use("a").goes()
     ejecting = await yard.send(EJECT, {"model": "a"})
-    await until(yard, a="stopping")
+    await yard.until(a="stopping")
     yard.engines.of("a").ends("killed by SIGTERM")
     assert (await read_reply(ejecting)).status == 200
-    assert yard.state("a") == "off"
+    assert yard.states()["a"] == "off"
 
 
-@with_yard(models={"a": 1})
+@with_yard("a")
 async def test_an_eject_is_answered_even_if_others_bring_the_model_back_at_once(yard: Yard) -> None:
     engine = await yard.ready("a")
-    busy, waiting = yard.ask("a"), yard.ask("a")
+    busy, waiting = yard.use("a"), yard.use("a")
     ejecting = await yard.send(EJECT, {"model": "a"})
-    await until(yard, a="draining")
+    await yard.until(a="draining")
     busy.finishes()
     engine.ends("exit code 0")
     assert (await read_reply(ejecting)).status == 200
-    await until(yard, a="loading")
+    await yard.until(a="loading")
     assert waiting.waits
 
 
 @with_yard()
 async def test_an_ejected_model_does_not_come_back_from_its_backoff(yard: Yard) -> None:
     await dies_loading(yard)
-    assert yard.state("a") == "backoff"
+    assert yard.states()["a"] == "backoff"
     assert (await yard.ask(EJECT, {"model": "a"})).status == 200
     yard.pass_time(100.0)
-    assert yard.state("a") == "off"
+    assert yard.states()["a"] == "off"
 
 
 @pytest.mark.parametrize(
@@ -179,7 +180,7 @@ async def test_ejecting_what_does_not_run_is_not_found(yard: Yard, model: str, c
     answer = await yard.ask(EJECT, {"model": model})
     assert (answer.status, answer.json()["status"]) == (404, "not_found")
     assert (answer.json()["error"]["code"], answer.json()["error"]["param"]) == (code, "model")
-    assert f"| 404 | {model if model == 'a' else '-'} |" in yard.access_log()
+    assert f"| 404 | {model if model == 'a' else '-'} |" in logged(yard)
 
 
 # Reset and failures ------------------------------------------------------------------------------
@@ -189,10 +190,10 @@ async def test_ejecting_what_does_not_run_is_not_found(yard: Yard, model: str, c
 async def test_a_reset_forgives_a_model_that_was_given_up(yard: Yard) -> None:
     for _ in range(DEATHS_MAX):
         yard.pass_time(100.0)
-        if yard.state("a") == "off":
-            yard.ask("a").goes()
+        if yard.states()["a"] == "off":
+            yard.use("a").goes()
         yard.engines.of("a").ends()
-    assert yard.state("a") == "failed"
+    assert yard.states()["a"] == "failed"
     assert (await yard.ask(LOAD, {"model": "a"})).json()["error"]["code"] == "model_failed"
     answer = await yard.ask("/v1/models/a/reset", method="POST")
     assert (answer.status, answer.json()) == (
@@ -204,9 +205,9 @@ async def test_a_reset_forgives_a_model_that_was_given_up(yard: Yard) -> None:
             "previous_error": LAST_WORDS,
         },
     )
-    assert yard.state("a") == "off"
-    yard.ask("a")
-    assert yard.state("a") == "loading"
+    assert yard.states()["a"] == "off"
+    yard.use("a")
+    assert yard.states()["a"] == "loading"
 
 
 @with_yard()
@@ -219,7 +220,7 @@ async def test_there_is_nothing_to_forgive_a_model_that_works(yard: Yard) -> Non
         "message": "a had not failed: it is ready.",
         "previous_error": None,
     }
-    assert yard.state("a") == "ready"
+    assert yard.states()["a"] == "ready"
 
 
 @with_yard(keys=NARROW_KEY)
@@ -231,7 +232,7 @@ async def test_failures_are_listed_in_brief_to_those_who_may_use_the_model(
     listed = [{"model": "a", "attempts": 1, "error": LAST_WORDS}]
     assert (await yard.ask(FAILED)).json() == {"failed_models": listed}
     assert (await yard.ask(FAILED, key=NARROW)).json()["failed_models"] == []
-    yard.ask("b").goes()
+    yard.use("b").goes()
     monkeypatch.setattr(yard.engines.of("b"), "log_tail", lambda _lines: ["x" * 500])
     yard.engines.of("b").ends("exit code 2")
     error = (await yard.ask(FAILED, key=NARROW)).json()["failed_models"][0]["error"]
@@ -241,7 +242,7 @@ async def test_failures_are_listed_in_brief_to_those_who_may_use_the_model(
 # Statuses ----------------------------------------------------------------------------------------
 
 
-@with_yard(models={"qwen-7b": 1, "llama-3b": 1})
+@with_yard("qwen-7b", "llama-3b")
 async def test_the_statuses_of_all_are_the_promised_document(yard: Yard) -> None:
     engine = await yard.ready("qwen-7b")
     assert (await yard.ask(STATUS)).json() == {
@@ -279,7 +280,6 @@ async def test_the_status_of_a_model_that_died_tells_how(yard: Yard) -> None:
         pytest.param("GET", "/v1/models/org/b/status", {"model": "org/b"}, id="a-slash-in-the-name"),
         pytest.param("GET", "/v1/models/org%2Fb/status", {"model": "org/b"}, id="percent-encoded"),
         pytest.param("GET", "/v1/models/org%252Fb/status", {"error": 404}, id="percent-encoded-twice"),
-        pytest.param("GET", "/v1/models/nick/status", {"model": "a"}, id="an-alias"),
         pytest.param("GET", "/v1/models/org/b/c/status", {"error": 404}, id="no-such-model"),
         pytest.param("GET", "/v1/models//status", {"error": 404}, id="no-name"),
         pytest.param("POST", "/v1/models/org/b/reset", {"model": "org/b"}, id="reset"),
@@ -292,7 +292,7 @@ async def test_the_status_of_a_model_that_died_tells_how(yard: Yard) -> None:
         pytest.param("GET", "/v1/models/load", {"error": 405}, id="a-load-is-no-get"),
     ],
 )
-@with_yard(models={"a": 1, "org/b": 1, "status": 1, "a/reset": 1}, aliases={"nick": "a"})
+@with_yard("a", "org/b", "status", "a/reset")
 async def test_a_path_means_the_literal_route_then_the_longest_name(
     yard: Yard, method: str, path: str, expected: dict[str, Any]
 ) -> None:
@@ -345,7 +345,7 @@ async def test_every_state_passes_through_the_stream_however_short(
     stream = await open_stream(yard)
     await next_event(stream)
     # Within one turn of the loop: nobody could have looked in between.
-    yard.ask("a").goes()
+    yard.use("a").goes()
     engine = yard.engines.of("a")
     engine.answers()
     yard.fleet.eject("a")
@@ -362,14 +362,11 @@ async def test_every_state_passes_through_the_stream_however_short(
 
 
 @with_yard()
-async def test_a_quiet_stream_shows_only_that_it_is_open(
-    yard: Yard, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_quiet_stream_shows_only_that_it_is_open(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(management, "HEARTBEAT_S", 0.01)
     stream = await open_stream(yard)
     await next_event(stream)
     for _ in range(3):
-        yard.now += 0.01
         assert await next_event(stream) == ("heartbeat", {})
 
 
@@ -378,8 +375,8 @@ async def test_a_stream_tells_of_permitted_models_only(yard: Yard) -> None:
     stream = await open_stream(yard, key=NARROW)
     assert (await next_event(stream))[1]["models"] == {"b": {"status": "off"}}
     yard.engines.is_slow = True
-    yard.ask("a")
-    yard.ask("b")
+    yard.use("a")
+    yard.use("b")
     assert await next_event(stream) == update("b", "starting")
 
 
@@ -399,9 +396,9 @@ async def test_a_stream_takes_its_key_from_the_query_and_nobody_writes_it_down(y
     stream = await open_stream(yard, f"{STREAM}?api_key={KEY}", key=None)
     assert (await next_event(stream))[0] == "full_status"
     stream.close()
-    await eventually(lambda: f"tester | GET {STREAM} | 200" in yard.access_log(), "the stream has ended")
-    assert KEY not in yard.access_log()
-    assert "api_key=" not in yard.access_log()
+    await eventually(lambda: f"alice | GET {STREAM} | 200" in logged(yard), "the stream has ended")
+    assert KEY not in logged(yard)
+    assert "api_key=" not in logged(yard)
 
 
 @pytest.mark.parametrize("path", [STATUS, "/v1/models", "/v1/models/a/status", FAILED, "/v1/props"])
@@ -421,8 +418,8 @@ async def test_a_stream_without_a_good_key_is_refused(yard: Yard, query: str) ->
 async def test_a_key_that_is_taken_away_takes_its_stream_along(yard: Yard) -> None:
     stream = await open_stream(yard, key=NARROW)
     await next_event(stream)
-    yard.set_keys(f"tester:{KEY}")
-    yard.ask("b")
+    yard.gate.keys = yard.ring(KEYS)
+    yard.use("b")
     name, error = await next_event(stream)
     assert (name, error["error"]["code"]) == ("", "invalid_api_key")
     assert await next_event(stream) == END
@@ -450,8 +447,8 @@ async def test_nothing_is_kept_for_a_reader_that_has_gone(yard: Yard) -> None:
 @with_yard()
 async def test_a_stream_asked_for_with_head_has_no_body(yard: Yard) -> None:
     client = await open_stream(yard, method="HEAD")
-    client.send(f"GET /live HTTP/1.1\r\nHost: x\r\nAuthorization: {KEY}\r\n\r\n".encode())
-    assert (await client.answer())[0] == 200, "the next answer follows at once"
+    client.send(request("/live"))
+    assert (await read_reply(client)).status == 200, "the next answer follows at once"
 
 
 # What counts -------------------------------------------------------------------------------------
@@ -484,13 +481,8 @@ async def test_doing_counts_against_the_rate_and_looking_does_not(
 
 # X-Model-Load ------------------------------------------------------------------------------------
 
-CHAT = "/v1/chat/completions"
-ASKED = {"model": "a", "messages": []}
-
-
-async def engine_that_answers(exchange: Exchange) -> None:
-    assert exchange.head.header(b"x-model-load") is None, "this is between the client and the gate"
-    exchange.respond(200, [], b"fine")
+COMPLETIONS = "/v1/chat/completions"
+FOR_A = CHAT | {"model": "a"}
 
 
 @pytest.mark.parametrize("word", ["never", "Never"])
@@ -502,31 +494,29 @@ async def test_a_request_that_forbids_it_loads_nothing(yard: Yard, state: str, w
         yard.fleet.eject("a")
     elif state == "backoff":
         await dies_loading(yard)
-    assert yard.state("a") == state
-    answer = await yard.ask(CHAT, ASKED, headers={"X-Model-Load": word})
+    assert yard.states()["a"] == state
+    answer = await yard.ask(COMPLETIONS, FOR_A, headers={"X-Model-Load": word})
     assert (answer.status, answer.json()["error"]["code"]) == (503, "model_not_loaded")
     assert answer.header("x-should-retry") == "false"
     assert state in answer.json()["error"]["message"]
-    assert yard.state("a") == state
+    assert yard.states()["a"] == state
 
 
 @with_yard()
 async def test_a_request_that_forbids_a_load_waits_for_one_that_others_began(yard: Yard) -> None:
-    async with serving(engine_that_answers) as (_server, port):
-        yard.ask("a").goes()
-        engine = yard.engines.of("a")
-        engine.address = Address("127.0.0.1", port)
-        loading = await yard.send(CHAT, ASKED, headers={"X-Model-Load": "never"})
-        await eventually(lambda: yard.fleet.queue_depth("a") == 1, "it waits")
-        engine.answers()
-        assert (await read_reply(loading)).body == b"fine"
-        answer = await yard.ask(CHAT, ASKED, headers={"X-Model-Load": "never"})
-        assert answer.body == b"fine"
+    yard.backend.script = answering(b"fine")
+    yard.use("a").goes()
+    waiting = await yard.send(COMPLETIONS, FOR_A, headers={"X-Model-Load": "never"})
+    await eventually(lambda: yard.fleet.queue_depth("a") == 1, "it waits")
+    yard.engines.of("a").answers()
+    assert (await read_reply(waiting)).body == b"fine"
+    answer = await yard.ask(COMPLETIONS, FOR_A, headers={"X-Model-Load": "never"})
+    assert (answer.status, answer.body) == (200, b"fine")
 
 
 @with_yard()
 async def test_any_other_word_forbids_nothing(yard: Yard) -> None:
-    client = await yard.send(CHAT, ASKED, headers={"X-Model-Load": "always"})
-    await until(yard, a="loading")
+    client = await yard.send(COMPLETIONS, FOR_A, headers={"X-Model-Load": "always"})
+    await yard.until(a="loading")
     client.close()
     await turns()

@@ -41,7 +41,7 @@ _OUT_OF_MEMORY = re.compile(
     r"|CUBLAS_STATUS_ALLOC_FAILED"
 )
 # Memory that was wanted and that it did without.
-_DISPENSABLE = re.compile(r"mlock|madvise|pinned memory|prompt cache state|fall(?:ing |-)?back|skipping")
+_DISPENSABLE = re.compile(r"mlock|madvise|pinned memory|prompt cache state")
 # From here on it had what it needed, so what was said before is not what it died of.
 _OVERCOME = re.compile(r"retrying without pipeline parallelism|model loaded|listening on http")
 # A GPU that refuses memory for another reason is followed by the same complaints.
