@@ -215,6 +215,12 @@ class Corral:
         self.tell(number)
         return self.wait_until_ended()
 
+    def restart(self) -> None:
+        """Stop it and start it again, as it was started, on what it has left behind."""
+        assert self.stop() == 0, self.log_text
+        self._process = self._start()
+        self.wait_until_up()
+
     def wait_until_ended(self) -> int:
         """Its exit code, when it has one."""
         try:

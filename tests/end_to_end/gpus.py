@@ -53,8 +53,8 @@ class Machine:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.world = NvmlWorld(directory / "world")
-        for uuid, mib in gpus.items():
-            self.world.gpu(uuid, total_mib=mib)
+        for uuid, mib in gpus.items():  # MIG-…: a part of the first card
+            self.world.gpu(uuid, total_mib=mib, mig_of=0 if uuid.startswith("MIG-") else None)
         self.world.options(*driver)
         self._journal = directory / "events"
         files = directory / "data" / "models"

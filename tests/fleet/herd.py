@@ -107,6 +107,9 @@ class FakeEngines:
     def warm(self, model: str) -> None:
         self.warmed.append(model)
 
+    def cool(self, model: str) -> None:
+        self.warmed = [name for name in self.warmed if name != model]
+
     async def start(self, model: str, placement: Placement) -> Engine:
         if self.is_slow:
             bell = tasks.Bell()

@@ -137,6 +137,24 @@ async def test_a_busy_model_makes_room_only_when_its_work_is_done(herd: Herd) ->
     late.finishes()
 
 
+@with_herd(models_max=1)
+async def test_a_model_that_is_waited_for_is_read_ahead_and_one_that_nobody_wants_any_more_is_not(
+    herd: Herd,
+) -> None:
+    engine = await herd.ready("a")
+    busy, waiting = herd.ask("a"), herd.ask("b")
+    assert herd.engines.warmed == ["b"]
+    waiting.goes()
+    assert herd.engines.warmed == []
+    waiting = herd.ask("b")
+    busy.finishes()
+    engine.ends("exit code 0")
+    herd.engines.of("b").answers()
+    await turns()
+    assert herd.engines.warmed == []
+    waiting.finishes()
+
+
 # Deaths ------------------------------------------------------------------------------------------
 
 

@@ -1,141 +1,10 @@
-"""Memory as llama-server's log tells of it: lines of several versions and backends, and misleading ones."""
+"""Deaths as llama-server's log tells of them: lines of several versions and backends, and misleading ones."""
 
 from __future__ import annotations
 
 import pytest
 
-from corral.formats.engine_log import HOST, MAPPED, buffers, ran_out_of_memory
-
-MIB = 1 << 20
-
-
-def mebibytes(lines: str) -> dict[str, float]:
-    return {name: size / MIB for name, size in buffers(lines.splitlines()).items()}
-
-
-# How much it took ---------------------------------------------------------------------------------
-
-ON_THE_CPU = """\
-0.00.006.458 I load_tensors:   CPU_Mapped model buffer size =    12.50 MiB
-0.00.006.470 I load_tensors:   CPU_REPACK model buffer size =     8.00 MiB
-0.00.007.637 I llama_context: constructing llama_context
-0.00.007.649 I llama_context:        CPU  output buffer size =     0.25 MiB
-0.00.007.774 I llama_kv_cache:        CPU KV buffer size =     0.50 MiB
-0.00.007.779 I llama_kv_cache: size =    0.50 MiB (  4096 cells,   1 layers), K (f16):    0.25 MiB
-0.00.008.963 I sched_reserve:        CPU compute buffer size =     4.75 MiB
-0.04.000.387 D ~llama_context:  CPU compute buffer size is 4.7500 MiB, matches expectation of 4.7500 MiB
-"""
-ON_TWO_GPUS = """\
-load_tensors: offloaded 33/33 layers to GPU
-load_tensors:        CUDA0 model buffer size =  2048.00 MiB
-load_tensors:        CUDA1 model buffer size =  2000.00 MiB
-load_tensors:   CPU_Mapped model buffer size =    70.00 MiB
-llama_context: constructing llama_context
-llama_context:  CUDA_Host  output buffer size =     0.50 MiB
-llama_kv_cache:      CUDA0 KV buffer size =   256.00 MiB
-llama_kv_cache:      CUDA1 KV buffer size =   256.00 MiB
-llama_memory_recurrent:      CUDA0 RS buffer size =    10.00 MiB
-sched_reserve:      CUDA0 compute buffer size =   100.00 MiB
-sched_reserve:      CUDA1 compute buffer size =   110.00 MiB
-sched_reserve:  CUDA_Host compute buffer size =    16.00 MiB
-llama_adapter_lora_init_impl:      CUDA1 LoRA buffer size =    20.00 MiB
-"""
-OF_AN_OLD_VERSION = """\
-llm_load_tensors:        CPU buffer size =   280.00 MiB
-llm_load_tensors:      CUDA0 buffer size =  4000.00 MiB
-llama_kv_cache_init:      CUDA0 KV buffer size =  1024.00 MiB
-llama_new_context_with_model: KV self size  = 1024.00 MiB, K (f16):  512.00 MiB, V (f16):  512.00 MiB
-llama_new_context_with_model:      CUDA0 compute buffer size =   560.00 MiB
-"""
-
-
-@pytest.mark.parametrize(
-    ("lines", "expected"),
-    [
-        pytest.param(ON_THE_CPU, {MAPPED: 12.5, HOST: 13.5}, id="on-the-cpu"),
-        pytest.param(
-            ON_TWO_GPUS, {"CUDA0": 2414.0, "CUDA1": 2386.0, MAPPED: 70.0, HOST: 16.5}, id="on-two-gpus"
-        ),
-        pytest.param(OF_AN_OLD_VERSION, {HOST: 280.0, "CUDA0": 5584.0}, id="of-an-old-version"),
-        pytest.param("srv  llama_server: model loaded\n", {}, id="without-a-word-about-buffers"),
-        pytest.param("", {}, id="empty"),
-    ],
-)
-def test_buffers_are_added_up_by_where_they_lie(lines: str, expected: dict[str, float]) -> None:
-    assert mebibytes(lines) == expected
-
-
-def test_a_compute_buffer_that_is_reserved_again_is_counted_once_at_its_largest() -> None:
-    lines = [
-        f"sched_reserve:      CUDA0 compute buffer size = {size} MiB" for size in ("8.00", "9.00", "3.00")
-    ]
-    assert mebibytes("\n".join(lines)) == {"CUDA0": 9.0}
-
-
-def test_a_draft_model_and_a_projector_compute_in_buffers_of_their_own() -> None:
-    lines = """\
-llama_context: constructing llama_context
-sched_reserve:      CUDA0 compute buffer size =   100.00 MiB
-llama_context: constructing llama_context
-sched_reserve:      CUDA0 compute buffer size =    10.00 MiB
-reserve_compute_meta:      CUDA0 compute buffer size =     1.00 MiB
-"""
-    assert mebibytes(lines) == {"CUDA0": 111.0}
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "load_tensors:        CUDA0 model buffer size =     1.50 MiB",
-        "0.00.006.458 I load_tensors:        CUDA0 model buffer size =     1.50 MiB",
-        "[34m0.00.005.989[0m [32mI [0mload_tensors:   CUDA0 model buffer size =     1.50 MiB",
-        "\x1b[34m0.00.005.989\x1b[0m \x1b[32mI \x1b[0mload_tensors: CUDA0 model buffer size = 1.50 MiB",
-        '{"level": "info", "msg": "load_tensors:        CUDA0 model buffer size =     1.50 MiB\\n"}',
-        "DSV4:        CUDA0 DSV4 attn state buffer size =     1.50 MiB",
-    ],
-    ids=["bare", "with-time", "colours-made-harmless", "colours", "json", "several-words"],
-)
-def test_what_stands_around_the_words_does_not_matter(line: str) -> None:
-    assert mebibytes(line) == {"CUDA0": 1.5}
-
-
-@pytest.mark.parametrize(
-    ("name", "place"),
-    [
-        ("CPU", HOST),
-        ("CPU_AARCH64", HOST),
-        ("AMX", HOST),
-        ("Vulkan_Host", HOST),
-        ("MTL0_Mapped", MAPPED),
-        ("Vulkan0", "Vulkan0"),
-        ("RPC0[127.0.0.1:50052]", "RPC0[127.0.0.1:50052]"),
-        ("CUDA_Split", "CUDA_Split"),
-        ("Meta(CUDA0,CUDA1)", "Meta(CUDA0,CUDA1)"),
-    ],
-)
-def test_a_name_says_whether_it_is_the_hosts_memory(name: str, place: str) -> None:
-    assert mebibytes(f"load_tensors: {name} model buffer size = 2.00 MiB") == {place: 2.0}
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "load_tensors: CUDA0 model buffer size = nan MiB",
-        "load_tensors: CUDA0 model buffer size = -1.00 MiB",
-        "load_tensors: CUDA0 model buffer size = 9999999999999.00 MiB",
-        "load_tensors: CUDA0 model buffer size = 1.00 GiB",
-        "model buffer size = 1.00 MiB",
-        "buffer size",
-        ": " * 4000 + "buffer size",
-        ": " + "a" * 8000 + " buffer size = 1.00 MiB",
-    ],
-    ids=lambda line: line[:60],
-)
-def test_anything_else_is_no_buffer(line: str) -> None:
-    assert buffers([line]) == {}
-
-
-# Whether it died for want of it -------------------------------------------------------------------
+from corral.formats.engine_log import lost_its_port, ran_out_of_memory
 
 DEATHS = {
     "weights-on-cuda": """\
@@ -227,3 +96,18 @@ def test_without_a_word_only_the_kernels_way_of_ending_it_counts(exit_code: int,
 
 def test_who_ends_well_did_not_die_of_anything() -> None:
     assert not ran_out_of_memory(DEATHS["weights-on-cuda"].splitlines(), 0)
+
+
+TAKEN = """\
+0.00.002.093 E srv         start: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 8085
+0.00.002.133 E srv  llama_server: exiting due to HTTP server error
+"""
+
+
+def test_a_port_that_was_lost_is_known_by_its_words() -> None:
+    assert lost_its_port(TAKEN.splitlines())
+
+
+@pytest.mark.parametrize("lines", [*DEATHS.values(), *OTHER_DEATHS.values(), ""])
+def test_no_other_death_is_taken_for_a_lost_port(lines: str) -> None:
+    assert not lost_its_port(lines.splitlines())

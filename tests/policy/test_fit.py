@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from corral.policy.fit import Suggestions, amount, what_would_fit, what_would_fit_on_host
+from corral.policy.fit import Suggestions, what_would_fit, what_would_fit_on_host
 from corral.policy.memory import HOST_ONLY, Layout, Prediction, predict, read_options
 from corral.policy.memory.prediction import CONTEXT_BYTES
 from tests.policy.memory import files
@@ -163,11 +163,3 @@ SHORTER = "It would fit with a context of 8192 tokens (--ctx-size 8192)"
 )
 def test_the_text_says_each_way_and_how_to_ask_for_it(suggestions: Suggestions, said: str) -> None:
     assert suggestions.text() == said
-
-
-@pytest.mark.parametrize(
-    ("size_bytes", "written"),
-    [(5, "5 bytes"), (MIB, "1.0 MiB"), (1536 * MIB, "1.5 GiB"), (GIB - 1, "1024.0 MiB")],
-)
-def test_amounts_are_written_for_people(size_bytes: int, written: str) -> None:
-    assert amount(size_bytes) == written

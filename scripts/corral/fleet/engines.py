@@ -19,7 +19,7 @@ from corral.drivers import clock, model_files, process_facts, tasks
 from corral.drivers.http_client import Address, HttpClient
 from corral.drivers.llama_process import LlamaProcess, exit_in_words
 from corral.drivers.log_files import LogFiles
-from corral.drivers.page_cache import PageCache
+from corral.drivers.page_cache import PageCache, WarmUp
 from corral.drivers.ports import lowest_free_port
 from corral.drivers.reaper import Reaper
 from corral.formats import http1
@@ -96,6 +96,9 @@ class Engines(Protocol):
 
     def warm(self, model: str) -> None:
         """Have its file read into memory by the time it is needed."""
+
+    def cool(self, model: str) -> None:
+        """It is not needed after all, or it is being read by its own process now."""
 
 
 class LlamaEngine:
@@ -199,12 +202,20 @@ class LlamaEngines:
         self._logs = logs
         self._reaper = reaper
         self._page_cache = PageCache()
+        self._warm_ups: dict[str, WarmUp] = {}
         self._has_gpus = has_gpus
         self._taken_ports = set(own_ports)
 
     def warm(self, model: str) -> None:
-        entry = self._catalogue.models[model]
-        self._page_cache.warm([*model_files.shard_paths(entry.path), *filter(None, [entry.mmproj])])
+        if model not in self._warm_ups:
+            entry = self._catalogue.models[model]
+            files = [*model_files.shard_paths(entry.path), *filter(None, [entry.mmproj])]
+            self._warm_ups[model] = self._page_cache.warm(files)
+
+    def cool(self, model: str) -> None:
+        warm_up = self._warm_ups.pop(model, None)
+        if warm_up is not None:
+            warm_up.cancel()
 
     async def start(self, model: str, placement: Placement) -> LlamaEngine:
         binary = self._settings.paths.llama_server

@@ -93,8 +93,12 @@ class Fleet:
         self._carry_out(self._scheduler.arrive(lease.ticket, lease.ticket.arrived_at))
 
     def depart(self, lease: Lease) -> None:
-        if self._leases.pop(lease.ticket, None) is not None:
-            self._carry_out(self._scheduler.depart(lease.ticket, clock.monotonic()))
+        if self._leases.pop(lease.ticket, None) is None:
+            return
+        self._carry_out(self._scheduler.depart(lease.ticket, clock.monotonic()))
+        name = lease.ticket.model
+        if self._models[name].state is ModelState.OFF and not self._scheduler.depth(name):
+            self._engines.cool(name)
 
     def hand_over(self, lease: Lease) -> None:
         model = self._models[lease.ticket.model]
@@ -301,6 +305,7 @@ class Fleet:
     def ready(self, model: ManagedModel, engine: Engine) -> None:
         model.ready_at = clock.monotonic()
         model.settled = True
+        self._engines.cool(model.name)
         model.watchman = Watchman(model.name, engine, lambda: self._scheduler.running(model.name))
         tasks.spawn(model.watchman.walk(), f"the watchman of {model.name}")
         seconds = model.ready_at - model.load_began_at

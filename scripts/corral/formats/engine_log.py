@@ -1,34 +1,13 @@
-"""What llama-server's log says about memory: how much it took, and whether it died for want of it.
+"""What llama-server's last words say about its death: did it want for memory, or for its port?
 
-Both are read off lines meant for people, so both are looked for anywhere in a line: what stands before
-them (time, level, colours, the name of a function) differs from version to version and with flags. The
-lines about buffers come at log verbosity 4 and above (`-lv 4`); those about a death come at any.
-
-A line about a buffer names what it lies in: a GPU as `CUDA0`, the host's own memory as `CPU`,
-`CPU_REPACK` or `CUDA_Host`, the pages of the model's file as `CPU_Mapped`. What is in no buffer is not
-told: a GPU's context with its libraries, the program itself, the weights of a projector.
+They are lines meant for people, so they are looked for anywhere in a line: what stands before them (time,
+level, colours, the name of a function) differs from version to version and with flags.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
-
-# The two names in an answer of `buffers` that are no GPU's.
-HOST = "CPU"
-MAPPED = "CPU_Mapped"
-
-MIB = 1 << 20
-# `load_tensors:   CPU_Mapped model buffer size =     0.13 MiB`; old versions leave `model` out.
-_BUFFER = re.compile(
-    r"(?P<teller>\w{1,99}): +(?P<name>[^\s:]\S{0,99}) +(?:(?P<what>\w[\w ]{0,39}?) +)?"
-    r"buffer size = +(?P<mib>\d{1,9}\.\d+) MiB"
-)
-_NEW_CONTEXT = "constructing llama_context"
-# CPU, CPU_REPACK and its like, AMX (weights arranged for Intel's matrix units), CUDA_Host (pinned).
-_ON_HOST = re.compile(r"CPU.*|AMX|\w+_Host")
+from collections.abc import Iterable
 
 _OUT_OF_MEMORY = re.compile(
     r"out of memory"  # cudaMalloc failed: …, CUDA error: …
@@ -50,33 +29,6 @@ _OTHER_REASON = re.compile(r"Malloc failed: (?!out of memory)")
 _KILLED = (-9, 137)
 
 
-class _Buffer(NamedTuple):
-    teller: str  # the function that tells of it
-    name: str
-    what: str
-    size_bytes: int
-
-
-def buffers(lines: Iterable[str]) -> dict[str, int]:
-    """How many bytes lie in each GPU, in HOST and in MAPPED, as far as the lines of a start tell."""
-    sizes: Counter[str] = Counter()
-    computing: dict[tuple[str, str], int] = {}
-    for line in lines:
-        if _NEW_CONTEXT in line:
-            # A draft model computes in a context and in buffers of its own.
-            _add_up(sizes, computing)
-            computing = {}
-        elif (buffer := _read_buffer(line)) is not None:
-            if buffer.what == "compute":
-                # Told again whenever it is reserved anew: still the same buffer, possibly grown.
-                same = buffer.teller, buffer.name
-                computing[same] = max(computing.get(same, 0), buffer.size_bytes)
-            else:
-                sizes[_place(buffer.name)] += buffer.size_bytes
-    _add_up(sizes, computing)
-    return dict(sizes)
-
-
 def ran_out_of_memory(lines: Iterable[str], exit_code: int) -> bool:
     """Whether a process that nobody told to end died for want of memory, going by its last lines.
 
@@ -93,24 +45,6 @@ def ran_out_of_memory(lines: Iterable[str], exit_code: int) -> bool:
         elif _OUT_OF_MEMORY.search(line) and not _DISPENSABLE.search(line):
             wanted = True
     return wanted and exit_code != 0
-
-
-def _add_up(sizes: Counter[str], computing: Mapping[tuple[str, str], int]) -> None:
-    for (_teller, name), size_bytes in computing.items():
-        sizes[_place(name)] += size_bytes
-
-
-def _read_buffer(line: str) -> _Buffer | None:
-    found = _BUFFER.search(line) if "buffer size" in line else None
-    if found is None:
-        return None
-    return _Buffer(found["teller"], found["name"], found["what"] or "", round(float(found["mib"]) * MIB))
-
-
-def _place(name: str) -> str:
-    if name.endswith("_Mapped"):
-        return MAPPED
-    return HOST if _ON_HOST.fullmatch(name) else name
 
 
 def lost_its_port(lines: Iterable[str]) -> bool:

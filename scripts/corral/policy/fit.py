@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
+from corral.formats.size import amount
 from corral.policy.learning import UNLEARNED_MULTIPLIER
 from corral.policy.memory import HOST_ONLY, Layout, Prediction
 
@@ -18,7 +19,6 @@ CONTEXT_STEP = 256
 # A shorter context is no help to anybody.
 CONTEXT_MIN = 512
 SMALL_CACHE = "q8_0"  # half the size, at next to no loss
-_SIZES = ((1 << 30, "GiB"), (1 << 20, "MiB"))
 
 
 class Suggestions(NamedTuple):
@@ -82,13 +82,6 @@ def what_would_fit_on_host(
         return [round((host.total if count_mapped else host.anonymous_bytes) * multiplier)]
 
     return _Search(prediction, [available_bytes], needs, 0).suggestions()
-
-
-def amount(size_bytes: int) -> str:
-    for size, unit in _SIZES:
-        if size_bytes >= size:
-            return f"{size_bytes / size:.1f} {unit}"
-    return f"{size_bytes} bytes"
 
 
 class _Search:

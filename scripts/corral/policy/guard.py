@@ -20,8 +20,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from corral.errors import InsufficientVram
+from corral.formats.size import amount
 from corral.policy.commitments import Account, Commitments
-from corral.policy.fit import amount
 from corral.policy.learning import FAILURE_MULTIPLIER
 from corral.policy.placement import HOST, Footprint, Kind, Placement, choose
 from corral.settings import Allocation
