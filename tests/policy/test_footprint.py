@@ -75,7 +75,7 @@ def test_the_bare_prediction_of_a_placement_is_what_a_measurement_is_held_agains
 def test_a_refusal_can_say_what_would_fit(gpus: bool) -> None:
     need = sum(footprint().spread((1,), ALL_LAYERS)) if gpus else footprint().host_bytes(0)
     free = {"GPU-a": need - 1_000_000, HOST: need - 1_000_000}
-    assert "It would fit with" in footprint(gpus=gpus).suggestion(free)
+    assert "It would fit with" in footprint(gpus=gpus).would_fit(free).text()
 
 
 def test_a_file_that_cannot_be_read_takes_about_its_size() -> None:

@@ -21,8 +21,8 @@ def test_what_was_never_measured_gets_the_wide_margin() -> None:
 
 
 def test_what_was_measured_gets_the_small_margin_whatever_was_predicted() -> None:
-    assert estimate(1000, Learned(2000, 1000)) == Estimate(1000, 2040, 40, Source.MEASURED)
-    assert estimate(1000, Learned(500, 1000), multiplier=3.0) == Estimate(1000, 510, 10, Source.MEASURED)
+    assert estimate(1000, Learned(2000, 1000)) == Estimate(1000, 2040, 40, Source.LEARNED)
+    assert estimate(1000, Learned(500, 1000), multiplier=3.0) == Estimate(1000, 510, 10, Source.LEARNED)
 
 
 def test_a_multiplier_below_one_is_no_margin_but_never_less_than_predicted() -> None:

@@ -80,11 +80,8 @@ class FleetMemory:
         return self._guard.relieve(idle)
 
     def refusal(self, impossible: Impossible) -> errors.CorralError:
-        footprint = self._footprint(impossible.model)
-        suggestion = ""
-        if isinstance(footprint, PredictedFootprint):
-            suggestion = footprint.suggestion(dict(impossible.free))
-        return guarding.refusal(impossible, suggestion)
+        suggestions = self._footprint(impossible.model).would_fit(impossible.free)
+        return guarding.refusal(impossible, suggestions)
 
     # A model's life, for the fleet -------------------------------------------------------------
 

@@ -72,25 +72,27 @@ class Gate:
 
     def choose_model(self, name: str | None, principal: Principal) -> Model:
         """The model that a request means, if the principal may use it."""
-        model = self._named(name)
+        wanted = self._meant(name)
+        model = self.catalogue.find(wanted)
         if model is None:
-            raise self._not_found(name or "", principal)
+            raise self._not_found(wanted, principal)
         if not authentication.permits(principal, model.name):
             raise errors.ModelNotAllowed(
                 f"This key may not use the model {model.name!r}. GET /v1/models lists those it may use."
             )
         return model
 
-    def _named(self, name: str | None) -> Model | None:
+    def _meant(self, name: str | None) -> str:
+        """The name of the model that a request means by this one, or by none."""
         models = self.catalogue.models
         if self.settings.single_model is not None:
-            return next(iter(models.values()))
+            return next(iter(models))
         if name is not None:
-            return self.catalogue.find(name)
+            return name
         if self.settings.default_model is not None:
-            return self.catalogue.find(self.settings.default_model)
+            return self.settings.default_model
         if len(models) == 1:
-            return next(iter(models.values()))
+            return next(iter(models))
         raise errors.InvalidRequest(
             "The request names no model. Set 'model' to one that GET /v1/models lists.", param="model"
         )

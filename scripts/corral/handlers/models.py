@@ -32,7 +32,7 @@ async def show_model(gate: Gate, call: Call) -> None:
 
 def name_in(path: str, action: str = "") -> str:
     """The model that a path names, before what is to be done with it. Percent-decoded once."""
-    return unquote(path.removeprefix(PREFIX).removesuffix(action))
+    return unquote(path.partition("/models/")[2].removesuffix(action))
 
 
 def card(gate: Gate, model: Model) -> openai.ModelCard:

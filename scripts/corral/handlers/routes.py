@@ -61,7 +61,8 @@ MODEL_ACTIONS: dict[str, Route] = {
     "/reset": post(management.reset),
 }
 PREFIXES: tuple[tuple[str, Route], ...] = (
-    ("/v1/models/", get(models.show_model)),
+    (models.PREFIX, get(models.show_model)),
+    ("/models/", get(models.show_model)),
     # Whatever else the engine knows goes to the model that the request names.
     ("/v1/", Route(("GET", "HEAD", "POST"), inference.infer)),
 )

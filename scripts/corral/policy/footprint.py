@@ -11,14 +11,24 @@ with it, and says it better than we could.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
-from corral.policy.fit import what_would_fit, what_would_fit_on_host
-from corral.policy.learning import Learned, LearnedKey, estimate, learned_key
-from corral.policy.memory import HOST_ONLY, Layout, Prediction
+from corral.policy.fit import Suggestions, what_would_fit, what_would_fit_on_host
+from corral.policy.learning import Learned, LearnedKey, Source, estimate, learned_key
+from corral.policy.memory import HOST_ONLY, Layout, Parts, Prediction
 from corral.policy.placement import HOST, Placement
 
 Memory = Callable[[LearnedKey], Learned | None]
+
+
+class Share(NamedTuple):
+    """What a model takes on one device, and how that comes about."""
+
+    device: str
+    bytes: int  # to be reserved
+    parts: Parts  # the bare prediction
+    source: Source  # of `bytes`
 
 
 class PredictedFootprint:
@@ -55,6 +65,32 @@ class PredictedFootprint:
     def _host_size(self, layers: int) -> int:
         return self.prediction.total_host_bytes(Layout(layers, (1.0,)) if layers else HOST_ONLY)
 
+    # For people --------------------------------------------------------------------------------
+
+    @property
+    def context_tokens(self) -> int:
+        """Of all slots together."""
+        return self.prediction.run.cells * self.prediction.run.streams
+
+    @property
+    def slots(self) -> int:
+        return self.prediction.run.sequences
+
+    def shares(self, placement: Placement) -> tuple[Share, ...]:
+        """What it takes of each device of a placement, the host last."""
+        layout = _layout(placement)
+        parts = [*self.prediction.device_bytes(layout), self.prediction.host_parts(layout)]
+        sources = [self._source(self.gpu_key(placement.layers))] * len(placement.gpus)
+        sources.append(self._source(self.host_key(placement.layers)))
+        return tuple(map(Share, placement.needs, placement.needs.values(), parts, sources))
+
+    def would_fit(self, free: Mapping[str, int]) -> Suggestions:
+        """What would fit instead, into so much free memory by device."""
+        gpus = [max(0, size) for id, size in free.items() if id != HOST]
+        if self.layer_count and gpus:
+            return what_would_fit(self.prediction, [max(gpus)], self._multiplier)
+        return what_would_fit_on_host(self.prediction, max(0, free.get(HOST, 0)), self._multiplier)
+
     # What is learnt ----------------------------------------------------------------------------
 
     def gpu_key(self, layers: int) -> LearnedKey:
@@ -66,26 +102,26 @@ class PredictedFootprint:
 
     def predicted_gpu_bytes(self, placement: Placement) -> int:
         """The bare prediction for all GPUs of a placement."""
-        if not placement.gpus:
-            return 0
-        shares = placement.tensor_split or (1.0,)
-        return sum(self._gpu_sizes(Layout(placement.layers, tuple(map(float, shares)))))
+        return sum(self._gpu_sizes(_layout(placement))) if placement.gpus else 0
 
     def predicted_host_bytes(self, placement: Placement) -> int:
         return self._host_size(placement.layers)
 
-    def suggestion(self, free: dict[str, int]) -> str:
-        """What would fit instead, into so much free memory by device, as a sentence."""
-        gpus = [max(0, size) for id, size in free.items() if id != HOST]
-        if self.layer_count and gpus:
-            return what_would_fit(self.prediction, [max(gpus)], self._multiplier).text()
-        return what_would_fit_on_host(self.prediction, max(0, free.get(HOST, 0)), self._multiplier).text()
+    def _source(self, key: LearnedKey) -> Source:
+        return Source.PREDICTED if self._recall(key) is None else Source.LEARNED
+
+
+def _layout(placement: Placement) -> Layout:
+    if not placement.gpus:
+        return HOST_ONLY
+    return Layout(placement.layers, tuple(map(float, placement.tensor_split)) or (1.0,))
 
 
 class UnknownFootprint:
     """A file without a header that can be read."""
 
     layers_fixed = False
+    context_tokens = slots = None
 
     def __init__(self, size_bytes: int, *, gpus: bool) -> None:
         self._size_bytes = size_bytes
@@ -97,3 +133,14 @@ class UnknownFootprint:
 
     def host_bytes(self, layers: int) -> int:
         return 0 if layers else self._size_bytes
+
+    def shares(self, placement: Placement) -> tuple[Share, ...]:
+        return tuple(
+            Share(id, size, Parts(weights=size), Source.FILE_SIZE) for id, size in placement.needs.items()
+        )
+
+    def would_fit(self, free: Mapping[str, int]) -> None:
+        """Nobody knows."""
+
+
+AnyFootprint = PredictedFootprint | UnknownFootprint

@@ -22,6 +22,7 @@ from typing import NamedTuple
 from corral.errors import InsufficientVram
 from corral.formats.size import amount
 from corral.policy.commitments import Account, Commitments
+from corral.policy.fit import Suggestions
 from corral.policy.learning import FAILURE_MULTIPLIER
 from corral.policy.placement import HOST, Footprint, Kind, Placement, choose
 from corral.settings import Allocation
@@ -226,15 +227,15 @@ def _as_few_as_will_do(models: Sequence[str], enough: Callable[[Sequence[str]], 
 # In words -----------------------------------------------------------------------------------------
 
 
-def refusal(impossible: Impossible, suggestion: str = "") -> InsufficientVram:
-    """The error for whoever asked. `suggestion` is a sentence about what would fit instead."""
+def refusal(impossible: Impossible, suggestions: Suggestions | None = None) -> InsufficientVram:
+    """The error for whoever asked, with what would fit instead, if anybody knows."""
     gone = f" with {', '.join(impossible.gone)} unloaded" if impossible.gone else ""
     devices = "; ".join(_device_in_words(each, impossible.free[each.id]) for each in impossible.accounts)
     sentences = (
         f"{impossible.model!r} does not fit: it needs {_needs_in_words(impossible)}.",
         f"Free{gone}: {devices}.",
         f"Tried: {_tried_in_words(impossible)}.",
-        suggestion,
+        suggestions.text() if suggestions else "",
     )
     return InsufficientVram(" ".join(filter(None, sentences)))
 

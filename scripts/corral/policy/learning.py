@@ -24,7 +24,8 @@ FAILURE_MULTIPLIER = 1.1
 
 class Source(Enum):
     PREDICTED = "predicted"
-    MEASURED = "measured"
+    LEARNED = "learned"
+    FILE_SIZE = "file size"  # nothing else is known of a file that can't be read
 
 
 class Estimate(NamedTuple):
@@ -61,7 +62,7 @@ def estimate(
     if learned is None:
         expected, factor, source = predicted_bytes, multiplier, Source.PREDICTED
     else:
-        expected, factor, source = learned.measured_bytes, LEARNED_MULTIPLIER, Source.MEASURED
+        expected, factor, source = learned.measured_bytes, LEARNED_MULTIPLIER, Source.LEARNED
     total = round(expected * max(1.0, factor))
     return Estimate(predicted_bytes, total, total - expected, source)
 

@@ -314,26 +314,31 @@ def test_shards_are_predicted_as_one() -> None:
     assert sharded.total_device_bytes(ONE_GPU) == alone.total_device_bytes(ONE_GPU)
 
 
-def test_the_explanation_adds_up_to_the_prediction() -> None:
+def test_the_parts_of_the_host_add_up_to_its_bytes() -> None:
     prediction = predicted("-md s", draft=transformer(layers=2, width=128), projector=transformer())
-    layout = Layout(3, (1.0, 1.0))
-    rows = prediction.explain(layout)
-    for number, device in enumerate(prediction.device_bytes(layout)):
-        assert sum(row.bytes for row in rows if row.place == f"GPU {number}") == device.total
-    assert sum(row.bytes for row in rows if row.place == "host") == prediction.total_host_bytes(layout)
-    assert all(row.bytes > 0 for row in rows)
+    for layout in (HOST_ONLY, ONE_GPU, Layout(3, (1.0, 1.0))):
+        host = prediction.host_bytes(layout)
+        assert prediction.host_parts(layout).total == host.total == host.mapped_bytes + host.anonymous_bytes
 
 
-def test_an_explanation_names_what_lies_where() -> None:
-    rows = predicted("-c 4096").explain(ONE_GPU)
-    assert [(row.place, row.what) for row in rows] == [
-        ("GPU 0", "weights"),
-        ("GPU 0", "cache"),
-        ("GPU 0", "compute"),
-        ("GPU 0", "context"),
-        ("host", "weights, mapped from the file"),
-        ("host", "everything else"),
-    ]
+def test_each_part_is_told_from_the_others() -> None:
+    prediction = predicted("-c 4096 -md s", draft=transformer(layers=2, width=128), projector=transformer())
+    alone = predicted("-c 4096")
+    on_host, on_gpu = prediction.host_parts(HOST_ONLY), prediction.device_bytes(ONE_GPU)[0]
+    assert on_host.cache == on_gpu.cache == alone.host_parts(HOST_ONLY).cache == sum(alone.cache) > 0
+    assert on_host.weights == alone.host_parts(HOST_ONLY).weights > alone.host_parts(ONE_GPU).weights > 0
+    assert on_host.projector == on_gpu.projector > 0
+    assert min(on_host.draft, on_gpu.draft, on_host.compute, on_gpu.compute) > 0
+    assert on_host.context == PROCESS_BYTES + WORD_BYTES * WORDS
+    assert on_gpu.context == CONTEXT_BYTES
+    left = prediction.host_parts(ONE_GPU)
+    assert (left.cache, left.projector) == (0, 0)
+
+
+def test_a_state_is_no_cache() -> None:
+    recurrent = predicted("-c 4096", files.mamba2())
+    assert recurrent.host_parts(HOST_ONLY).cache == recurrent.device_bytes(ONE_GPU)[0].cache == 0
+    assert recurrent.host_parts(HOST_ONLY).state == recurrent.device_bytes(ONE_GPU)[0].state > 0
 
 
 def test_a_longer_context_and_more_layers_never_take_less() -> None:

@@ -14,19 +14,18 @@ from __future__ import annotations
 
 from corral.policy.memory.layout import HOST_ONLY, Layout, wanted_layout
 from corral.policy.memory.options import CACHE_TYPES, LaunchOptions, Override, read_options
-from corral.policy.memory.prediction import DeviceBytes, HostBytes, Prediction, Row, predict
+from corral.policy.memory.prediction import HostBytes, Parts, Prediction, predict
 from corral.policy.memory.shape import Unpredictable
 
 __all__ = [
     "CACHE_TYPES",
     "HOST_ONLY",
-    "DeviceBytes",
     "HostBytes",
     "LaunchOptions",
     "Layout",
     "Override",
+    "Parts",
     "Prediction",
-    "Row",
     "Unpredictable",
     "predict",
     "read_options",

@@ -36,14 +36,14 @@ PIPELINE_COPIES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceBytes:
-    """What lies on one GPU, by kind."""
+class Parts:
+    """What lies on one GPU, or on the host, by what it is for."""
 
     weights: int = 0
     cache: int = 0
     state: int = 0
     compute: int = 0
-    context: int = 0
+    context: int = 0  # what a process takes without a model: on the host, the vocabulary with it
     projector: int = 0
     draft: int = 0
 
@@ -67,14 +67,6 @@ class HostBytes(NamedTuple):
     @property
     def total(self) -> int:
         return self.mapped_bytes + self.anonymous_bytes
-
-
-class Row(NamedTuple):
-    """One line of an explanation."""
-
-    place: str
-    what: str
-    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +100,7 @@ class Prediction:
 
     # On GPUs --------------------------------------------------------------------------------------
 
-    def device_bytes(self, layout: Layout) -> tuple[DeviceBytes, ...]:
+    def device_bytes(self, layout: Layout) -> tuple[Parts, ...]:
         """What each GPU of the layout will hold."""
         caches = self.options.cache_on_gpu
         weights = self._device_weights(layout)
@@ -117,7 +109,7 @@ class Prediction:
         compute, draft = self._device_compute(layout), self._draft_bytes(layout)
         projector = self.projector_bytes if self.options.projector_on_gpu else 0
         return tuple(
-            DeviceBytes(
+            Parts(
                 weights=weights[device],
                 cache=cache[device],
                 state=state[device],
@@ -189,7 +181,7 @@ class Prediction:
     def _draft_bytes(self, layout: Layout) -> list[int]:
         if self.draft is None:
             return [0] * len(layout.shares)
-        wanted = wanted_layout(self.draft.options, self.draft.layers, len(layout.shares))
+        wanted = _layout_of(self.draft, layout)
         own = self.draft.device_bytes(wanted._replace(shares=layout.shares))
         return [device.total - device.context for device in own]
 
@@ -197,17 +189,28 @@ class Prediction:
 
     def host_bytes(self, layout: Layout) -> HostBytes:
         """What the host's memory will hold beside the GPUs of the layout."""
-        mapped, copied = self._host_weights(layout)
-        anonymous = copied + self._host_cache(layout) + self._host_compute(layout)
-        anonymous += output_buffer_bytes(self.shape, self.options, self.run)
-        anonymous += PROCESS_BYTES + WORD_BYTES * self.shape.vocabulary
-        if not (layout.shares and self.options.projector_on_gpu):
-            anonymous += self.projector_bytes
+        mapped, _ = self._host_weights(layout)
         if self.draft is not None:
-            wanted = wanted_layout(self.draft.options, self.draft.layers, len(layout.shares))
-            draft = self.draft.host_bytes(wanted)
-            mapped, anonymous = mapped + draft.mapped_bytes, anonymous + draft.anonymous_bytes - PROCESS_BYTES
+            mapped += self.draft.host_bytes(_layout_of(self.draft, layout)).mapped_bytes
+        anonymous = self.host_parts(layout).total - mapped
         return HostBytes(mapped, anonymous, self.options.prompt_cache_bytes_max)
+
+    def host_parts(self, layout: Layout) -> Parts:
+        """The same by what it is for."""
+        draft = 0
+        if self.draft is not None:
+            own = self.draft.host_parts(_layout_of(self.draft, layout))
+            draft = own.total - PROCESS_BYTES
+        on_gpu = layout.shares and self.options.projector_on_gpu
+        return Parts(
+            weights=sum(self._host_weights(layout)),
+            cache=self._on_host(self.cache, layout),
+            state=self._on_host(self.state, layout),
+            compute=self._host_compute(layout) + output_buffer_bytes(self.shape, self.options, self.run),
+            context=PROCESS_BYTES + WORD_BYTES * self.shape.vocabulary,
+            projector=0 if on_gpu else self.projector_bytes,
+            draft=draft,
+        )
 
     def total_host_bytes(self, layout: Layout) -> int:
         return self.host_bytes(layout).total
@@ -226,36 +229,18 @@ class Prediction:
             repacked += self.weights.tied_bytes
         return (plain, repacked) if self.options.memory_map else (0, plain)
 
-    def _host_cache(self, layout: Layout) -> int:
-        kept = [cache + state for cache, state in zip(self.cache, self.state, strict=True)]
+    def _on_host(self, sizes: Sequence[int], layout: Layout) -> int:
+        """These layers' caches or states, as far as they are kept on the host."""
         if not self.options.cache_on_gpu:
-            return sum(kept)
+            return sum(sizes)
         *places, _ = layout.places(self.layers)
-        return sum(size for size, place in zip(kept, places, strict=True) if place is None)
+        return sum(size for size, place in zip(sizes, places, strict=True) if place is None)
 
     def _host_compute(self, layout: Layout) -> int:
         computes = any(place is None or block.host_bytes for block, place in self._placed_blocks(layout))
         size = self.compute.host_layers_bytes if computes else self.compute.host_inputs_bytes
         size += self._pipeline_bytes(layout)
         return size * (2 if self.options.predicts_ahead else 1)
-
-    # For people -----------------------------------------------------------------------------------
-
-    def explain(self, layout: Layout) -> tuple[Row, ...]:
-        """Where the bytes go, line by line; what takes nothing is left out."""
-        rows = [
-            Row(f"GPU {number}", field.name, getattr(device, field.name))
-            for number, device in enumerate(self.device_bytes(layout))
-            for field in fields(device)
-        ]
-        mapped, anonymous, _ = self.host_bytes(layout)
-        cache = self._host_cache(layout)
-        rows += [
-            Row("host", "weights, mapped from the file", mapped),
-            Row("host", "cache and state", cache),
-            Row("host", "everything else", anonymous - cache),
-        ]
-        return tuple(row for row in rows if row.bytes)
 
 
 def predict(
@@ -272,6 +257,11 @@ def predict(
     projector_bytes = projector.size_bytes * PROJECTOR_PERCENT // 100 if projector else 0
     drafting = predict(draft, options.for_draft()) if draft else None
     return _predicted(file, options, shape, weights, projector_bytes, drafting)
+
+
+def _layout_of(draft: Prediction, layout: Layout) -> Layout:
+    """Where a draft model's layers go beside a model that is laid out like this."""
+    return wanted_layout(draft.options, draft.layers, len(layout.shares))
 
 
 def _predicted(
