@@ -20,8 +20,10 @@ from corral.drivers.log_files import LogFiles
 from corral.drivers.patrol import Patrol
 from corral.drivers.reaper import Reaper
 from corral.fleet import EngineDied, LlamaEngines
-from corral.fleet.engines import LlamaEngine
+from corral.fleet import engines as engines_module
+from corral.fleet.engines import Death, LlamaEngine
 from corral.formats import http1
+from corral.policy.placement import Kind, Placement
 from corral.settings import Settings, children_environment
 from tests.fleet.herd import SOMEWHERE
 from tests.in_a_loop import in_a_loop, turns
@@ -56,7 +58,7 @@ class Yard:
         self.settings = dataclasses.replace(self.settings, **{part: changed})
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[LlamaEngines]:
+    async def open(self, has_gpus: bool = False) -> AsyncIterator[LlamaEngines]:
         """Engines that can be started. Whatever still runs at the end is killed and reaped."""
         reaper, client = Reaper(), self.client
         logs = LogFiles(self.settings.logs.directory, "box")
@@ -69,7 +71,7 @@ class Yard:
             logs,
             reaper,
             frozenset({1, 2}),
-            has_gpus=False,
+            has_gpus=has_gpus,
         )
         reaper.start(asyncio.get_running_loop())
         try:
@@ -279,3 +281,54 @@ async def test_a_file_name_that_is_no_text_does_not_stand_in_the_way(tmp_path: P
         await yard.start(engines)
     # The line can be pasted into a shell as it is, but for what no text can say.
     assert "--model '/models/? two.gguf' --alias demo" in yard.log_text().splitlines()[0]
+
+
+# Loads that stand still, ports that are lost, GPUs that are given ---------------------------------
+
+
+@in_a_loop
+async def test_a_load_in_which_nothing_grows_any_more_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines_module, "LOAD_STALL_S", 0.5)
+    yard = Yard(tmp_path, never_ready="1")
+    async with yard.open() as engines:
+        engine = await yard.start(engines)
+        with pytest.raises(EngineDied, match="its load stood still for"):
+            await tasks.outcome(engine.until_ready())
+        assert engine.died_of() is Death.OTHER  # killed by us, and not for want of memory
+
+
+@pytest.mark.parametrize(
+    ("words", "death"),
+    [
+        ("start: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 8085", Death.PORT),
+        ("ggml_backend_cuda_buffer_type_alloc_buffer: cudaMalloc failed: out of memory", Death.MEMORY),
+        ("error: no such tensor", Death.OTHER),
+    ],
+)
+@in_a_loop
+async def test_what_a_load_died_of_is_read_off_its_last_words(
+    tmp_path: Path, words: str, death: Death
+) -> None:
+    yard = Yard(tmp_path, exit_code="1", stderr_text=words)
+    async with yard.open() as engines:
+        engine = await yard.start(engines)
+        with pytest.raises(EngineDied):
+            await tasks.outcome(engine.until_ready())
+        assert engine.died_of() is death
+
+
+@in_a_loop
+async def test_a_process_sees_the_gpus_that_it_was_given_and_no_others(tmp_path: Path) -> None:
+    yard = Yard(tmp_path)
+    two = Placement(Kind.SPREAD, 33, ("GPU-b", "GPU-c"), (1, 1), 1, (3, 1))
+    for placement, visible, layers in ((two, "GPU-b,GPU-c", "33"), (SOMEWHERE, "", "0")):
+        async with yard.open(has_gpus=True) as engines:
+            engine = await tasks.outcome(engines.start("demo", placement))
+            yard.started.append(engine)
+            await tasks.outcome(engine.until_ready())
+        start = [event for event in read_events(yard.journal) if event["event"] == "start"][-1]
+        assert start["env"]["CUDA_VISIBLE_DEVICES"] == visible
+        assert start["argv"][start["argv"].index("-ngl") + 1] == layers
+        assert ("--tensor-split" in start["argv"]) is bool(placement.tensor_split)
