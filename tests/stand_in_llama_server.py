@@ -232,7 +232,14 @@ class Server:
         self._host = options["--host"]
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         address = (self._host, int(options["--port"]))
-        self._listener = socket.create_server(address, family=family, backlog=512)
+        try:
+            self._listener = socket.create_server(address, family=family, backlog=512)
+        except OSError:
+            say(
+                f"srv         start: couldn't bind HTTP server socket, hostname: {address[0]}, port: {address[1]}"
+            )
+            say("srv  llama_server: exiting due to HTTP server error")
+            sys.exit(1)
         # With --port 0 the kernel has chosen.
         self.port: int = self._listener.getsockname()[1]
 

@@ -157,8 +157,9 @@ class Corral:
         keys_file = self.data / "api_keys.txt"
         keys_file.touch(mode=0o600)
         keys_file.write_text(keys)
-        if config is not None:
-            (self.data / "config.json").write_text(json.dumps(config))
+        # Ports of its own for its llama-servers: instances that start side by side would else meet on one.
+        pool = {"port_start": free_port(), **(config or {}).get("server_pool", {})}
+        (self.data / "config.json").write_text(json.dumps({**(config or {}), "server_pool": pool}))
         self._process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:

@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from corral.formats.engine_log import lost_its_port
 from tests.stand_in_launcher import read_events, write_launcher
+from tests.stand_in_nvml import NvmlWorld
 from tests.waiting import wait_until
 
 CHAT = "/v1/chat/completions"
@@ -302,3 +304,30 @@ def test_faults_come_from_the_environment_too(tmp_path: Path) -> None:
     )
     assert done.returncode == 5
     assert done.stderr.endswith(b"3 words here\n")
+
+
+def test_it_takes_its_part_of_each_gpu_that_it_may_see_and_dies_if_one_has_less(tmp_path: Path) -> None:
+    world = NvmlWorld(tmp_path)
+    for uuid, mib in (("GPU-a", 1000), ("GPU-b", 500), ("GPU-c", 9000)):
+        world.gpu(uuid, total_mib=mib)
+    world.gpu("GPU-b", total_mib=500, foreign_mib=100)
+    env = {"STAND_IN_NVML": str(tmp_path), "CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b"}
+    argv = [str(write_launcher(tmp_path)), "--port", "0", "--tensor-split", "3,1", "--stand-in"]
+    faults = json.dumps({"vram_mib": 1000})
+    with subprocess.Popen([*argv, faults], env=env, stderr=subprocess.PIPE) as first:
+        use = tmp_path / "use" / str(first.pid)
+        wait_until(lambda: use.exists() and use.read_text() == "GPU-a 750\nGPU-b 250\n", "it holds its parts")
+        second = subprocess.run([*argv, faults], env=env, capture_output=True, timeout=TIMEOUT_S)
+        assert (second.returncode, b"cudaMalloc failed: out of memory" in second.stderr) == (1, True)
+        first.kill()
+    with subprocess.Popen([*argv, faults], env=env, stderr=subprocess.PIPE) as third:
+        use = tmp_path / "use" / str(third.pid)
+        wait_until(lambda: use.exists() and "750" in use.read_text(), "what the dead held is free")
+        third.kill()
+
+
+def test_a_port_that_is_taken_is_its_end(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as owner:
+        stand_in = start("--port", str(owner.getsockname()[1]), listens=False)
+        _, words = stand_in.process.communicate(timeout=TIMEOUT_S)
+    assert (stand_in.process.returncode, lost_its_port(words.decode().splitlines())) == (1, True)

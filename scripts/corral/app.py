@@ -22,7 +22,7 @@ from pathlib import Path
 import corral
 from corral import errors, settings, welcome
 from corral.catalogue import Catalogue
-from corral.drivers import clock, host_memory, process_facts, status_file, tasks
+from corral.drivers import clock, fit_params, host_memory, process_facts, status_file, tasks
 from corral.drivers.gpu_probe import GpuProbe, GpuReading
 from corral.drivers.http_client import HttpClient
 from corral.drivers.http_server import HttpServer, ServerLimits
@@ -34,7 +34,7 @@ from corral.drivers.model_store import catalogue
 from corral.drivers.patrol import Patrol
 from corral.drivers.process import Child, spawn
 from corral.drivers.reaper import Reaper
-from corral.fleet import Fleet, FleetMemory, LlamaEngines
+from corral.fleet import Fleet, FleetMemory, LlamaEngines, SecondOpinions
 from corral.formats import http1
 from corral.formats.status import ModelState, Phase, StatusDocument, to_json
 from corral.handlers import replies
@@ -76,6 +76,7 @@ class App:
         self.key_store = KeyFileStore(config.access.keys_file)
         self.catalogue: Catalogue
         self.fleet: Fleet
+        self.opinions: SecondOpinions
         self.gate: Gate
         self.server: HttpServer
         self.port = 0
@@ -114,6 +115,7 @@ class App:
             loop.add_signal_handler(number, self._on_stop_signal)
         loop.add_signal_handler(signal.SIGHUP, self._load_keys, self.key_store.reload)
         tasks.spawn(self.fleet.run(), "the fleet's clock")
+        tasks.spawn(self.opinions.run(), "the second opinions")
         tasks.spawn(self._every(STATUS_EVERY_S, self._write_status), "the status file")
         tasks.spawn(self._every(KEYS_EVERY_S, partial(self._load_keys, self.key_store.load)), "the keys")
 
@@ -138,6 +140,14 @@ class App:
             self.gpu_probe,
             self.learned,
             self.metrics,
+        )
+        self.opinions = SecondOpinions(
+            fit_params.beside(self.settings.paths.llama_server),
+            self.catalogue,
+            memory,
+            self.learned,
+            engines.surroundings,
+            self.reaper,
         )
         limits = {
             model.name: ModelLimits(
@@ -301,6 +311,7 @@ class App:
     async def close(self) -> None:
         """Let go of everything, the health process last. Also after a start that failed half-way."""
         if hasattr(self, "fleet"):
+            await self.opinions.stop()
             await self.fleet.stop()
         if hasattr(self, "server"):
             await self.server.close()

@@ -39,7 +39,13 @@ class FileHandler(logging.Handler):
         self._file = file
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._file.write(self.format(record).encode("utf-8", "replace") + b"\n")
+        try:
+            line = self.format(record)
+        except Exception:
+            # A log line that can't be made must not fail the request that it is about.
+            self.handleError(record)
+        else:
+            self._file.write(line.encode("utf-8", "replace") + b"\n")
 
 
 def log_to(file: LogFile, form: LogFormat) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
+from datetime import date
 from pathlib import Path
 
 import corral
 from corral.catalogue import Catalogue, Model
+from corral.drivers import clock, key_file_store
+from corral.formats import key_file
 from corral.settings import Settings
 
 NAMES_MAX = 12
+# What means every interface, of which `localhost` is one.
+EVERYWHERE = (None, "", "*", "::", "0.0.0.0")
 GIB = 1024**3
 MIB = 1024**2
 
@@ -16,7 +22,7 @@ MIB = 1024**2
 def screen(settings: Settings, catalogue: Catalogue, port: int, hardware: str) -> str:
     server = settings.server
     health = server.health_port if server.health_port != server.port else port
-    host = server.host or "0.0.0.0"
+    host = in_url(server.host or "0.0.0.0")
     rows = [
         ("gateway", f"http://{host}:{port}"),
         ("health", f"http://{host}:{health}/ping"),
@@ -30,8 +36,12 @@ def screen(settings: Settings, catalogue: Catalogue, port: int, hardware: str) -
     lines += [f"  {name:<9} {value}" for name, value in rows]
     model = first_chat_model(catalogue)
     if model is not None:
-        lines += ["", "Try it:", "", curl(settings, port, model.name)]
+        lines += ["", *try_it(settings, port, model.name)]
     return "\n" + "\n".join(lines) + "\n"
+
+
+def in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def models_line(catalogue: Catalogue, folder: Path) -> str:
@@ -57,10 +67,33 @@ def first_chat_model(catalogue: Catalogue) -> Model | None:
     return next((model for model in catalogue.models.values() if not model.embedding), None)
 
 
-def curl(settings: Settings, port: int, model: str) -> str:
-    """A line to paste. It reads the key from its file, so that no screen or scroll-back holds a secret."""
-    file = settings.access.keys_file
-    key = f"$(grep -m1 '^[^#]*:' '{file}' | cut -d: -f2)"
-    auth = f'  -H "Authorization: Bearer {key}" \\\n' if settings.access.enabled else ""
+def try_it(settings: Settings, port: int, model: str) -> list[str]:
+    """A command to paste. It reads the key from its file, so that no screen or scroll-back holds a secret."""
+    host = settings.server.host
+    url = f"http://{'localhost' if host in EVERYWHERE else in_url(str(host))}:{port}/v1/chat/completions"
     body = f'{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "Hello!"}}]}}'
-    return f"  curl -N http://localhost:{port}/v1/chat/completions \\\n{auth}  -d '{body}'"
+    invitation, key = "Try it:", ""
+    if settings.access.enabled:
+        file = settings.access.keys_file
+        number = line_of_a_key(file, clock.today())
+        key = f"$(sed -n {number}p {shlex.quote(str(file))} | cut -d: -f2 | tr -d '[:space:]')"
+        if number is None:
+            invitation, key = "Try it, with a key of yours in CORRAL_KEY:", "$CORRAL_KEY"
+    auth = [f'  -H "Authorization: Bearer {key}" \\'] if key else []
+    return [invitation, "", f"  curl -N {url} \\", *auth, f"  -d '{body}'"]
+
+
+def line_of_a_key(file: Path, today: date) -> int | None:
+    """The line of the first key that stands there in full, is in force, and may use any model."""
+    try:
+        text = key_file_store.read_text(file)
+        rejected = {problem.line_number for problem in key_file.parse(text).problems}
+    except (OSError, key_file.KeyFileError):
+        return None
+    for number, line in enumerate(text.split("\n"), start=1):
+        for record in key_file.parse(line).keys:
+            unusable = number in rejected or key_file.has_expired(record.expires, today)
+            is_digest = line.split(":")[1].strip().startswith(key_file.DIGEST_PREFIX)
+            if record.models == key_file.ALL_MODELS and not unusable and not is_digest:
+                return number
+    return None

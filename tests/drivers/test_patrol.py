@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from corral.drivers.patrol import Patrol
 
 
@@ -42,3 +44,22 @@ def test_a_patrol_that_came_to_rest_starts_again_with_its_next_member() -> None:
             await asyncio.wait_for(member.done.wait(), 5)
 
     asyncio.run(main())
+
+
+def test_a_member_that_fails_leaves_and_the_others_are_looked_at_as_before(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Faulty:
+        def check(self, now: float) -> None:
+            raise OSError("no such socket")
+
+    async def main() -> None:
+        patrol = Patrol(tick_s=0.001)
+        patrol.join(Faulty())
+        member = Watched(patrol, 3)
+        patrol.join(member)
+        await asyncio.wait_for(member.done.wait(), 5)
+        assert len(patrol) == 0
+
+    asyncio.run(main())
+    assert caplog.text.count("could not be looked at") == 1

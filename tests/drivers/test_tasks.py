@@ -154,6 +154,35 @@ def test_throwing_calls_off_the_future_that_was_awaited() -> None:
     assert asyncio.run(main())
 
 
+@pytest.mark.parametrize("waits_again", [False, True], ids=["and ends", "and waits again"])
+def test_a_strand_that_was_thrown_at_is_not_woken_by_what_it_had_waited_for(waits_again: bool) -> None:
+    async def main() -> None:
+        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        bell, ends, woken = Bell(), list[BaseException | None](), list[str]()
+        error = ValueError("enough")
+
+        async def work() -> None:
+            try:
+                await future
+            finally:
+                if waits_again:
+                    await bell
+                    woken.append("by the bell")
+
+        waiting = strand(work(), ends)
+        # From here on the event loop has the wake-up in its queue, and nobody can take it out again.
+        future.set_result("just now")
+        waiting.throw(error)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert woken == []
+        assert ends == ([] if waits_again else [error])
+        bell.ring()
+        assert ends == [error]
+
+    asyncio.run(main())
+
+
 def test_ring_soon_wakes_from_a_fresh_stack() -> None:
     async def main() -> list[str]:
         bell, said, done = Bell(), list[str](), asyncio.Event()

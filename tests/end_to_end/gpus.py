@@ -95,12 +95,21 @@ class Machine:
         size: int | None = entry.get("vram_mb")
         return size
 
+    def wait_until_measured(self, **sizes_mib: int) -> None:
+        def measured() -> bool:
+            return {model: self.vram_mib(model) for model in sizes_mib} == sizes_mib
+
+        self.wait_for(f"what they take is known to be {sizes_mib}", measured)
+
     def gpu_mib(self, what: str, uuid: str) -> int:
         """One of router_gpu_memory_{used,total,reserved}_bytes, in MiB."""
         return round(metric(self.corral, f"router_gpu_memory_{what}_bytes", gpu=uuid) / MIB)
 
     def wait_for(self, what: str, fact: Callable[[], object]) -> None:
-        wait_until(fact, f"{what}\n{self.corral.log_text}")
+        try:
+            wait_until(fact, what)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.corral.log_text}") from None
 
     # What the engine has recorded ----------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import StartCorral
 from tests.end_to_end.talk import (
     CHAT,
     DONE,
@@ -33,7 +34,7 @@ from tests.end_to_end.talk import (
 )
 from tests.stand_in_launcher import read_events
 from tests.support import Answer, Corral, ask, open_request, running_corral
-from tests.waiting import wait_until
+from tests.waiting import is_running, wait_until
 
 TEXT = "token0 token1 token2 token3 token4 "
 # One model per test that kills or blocks it, so that they don't get into one another's way.
@@ -63,20 +64,6 @@ def corral(
             "models": entries,
         },
     ) as instance:
-        yield instance
-
-
-@pytest.fixture(scope="module", autouse=True)
-def stubborn(tmp_path_factory: pytest.TempPathFactory, stand_in: Path, demo_files: Path) -> Iterator[Corral]:
-    """Its engine ignores SIGTERM. Patience with it takes a while, so it is told to stop at once."""
-    with running_corral(
-        tmp_path_factory.mktemp("stubborn"),
-        stand_in,
-        demo_files,
-        environment={"STAND_IN_IGNORE_SIGTERM": "true"},
-    ) as instance:
-        assert content(instance.ask(CHAT, chat())) == TEXT
-        instance.tell(signal.SIGTERM)
         yield instance
 
 
@@ -239,7 +226,11 @@ def test_the_gate_is_open_after_all_this(corral: Corral) -> None:
     assert metric(corral, "router_active_requests") == metric(corral, "router_queue_depth") == 0
 
 
-def test_an_engine_that_ignores_sigterm_is_killed(stubborn: Corral) -> None:
+def test_an_engine_that_ignores_sigterm_is_killed(start_corral: StartCorral, stand_in: Path) -> None:
+    corral = start_corral(engine=stand_in, environment={"STAND_IN_IGNORE_SIGTERM": "true"})
+    assert content(corral.ask(CHAT, chat())) == TEXT
+    pid = model_status(corral)["pid"]
     began = time.monotonic()
-    assert stubborn.wait_until_ended() == 0
-    assert time.monotonic() - began < 15
+    assert corral.stop() == 0
+    assert time.monotonic() - began < 8
+    assert not is_running(pid)

@@ -35,7 +35,7 @@ def test_a_model_goes_onto_the_gpu_that_it_fits_best_and_is_measured(start_machi
     assert machine.gpus_of("a") == "GPU-small"
     assert machine.flag("a", "-ngl") == str(LAYERS)
     assert machine.flag("a", "--tensor-split") is None
-    machine.wait_for("it is measured", lambda: machine.vram_mib("a") == TAKEN_MIB)
+    machine.wait_until_measured(a=TAKEN_MIB)
     figures = ("total", "used", "reserved")
     assert [machine.gpu_mib(what, "GPU-small") for what in figures] == [
         ROOM_FOR_ONE_MIB,
@@ -83,6 +83,7 @@ def test_a_model_in_use_finishes_before_it_makes_room(start_machine: StartMachin
             assert machine.starts("b") == 0
         other.result()
     assert machine.states("a", "b") == ["off", "ready"]
+    assert machine.gpus_of("b") == "GPU", "waiting for the GPU is better than a life without"
 
 
 @pytest.mark.parametrize(("strategy", "times"), [("single-gpu-preferred", 1), ("distribute", 10)])
@@ -99,7 +100,7 @@ def test_a_model_is_spread_where_it_has_to_be_or_is_meant_to_be(
     assert machine.flag("a", "-ngl") == str(LAYERS)
     first, second = map(int, (machine.flag("a", "--tensor-split") or "").split(","))
     assert first / second == pytest.approx(8 / 7, rel=0.01)
-    machine.wait_for("it is measured", lambda: machine.vram_mib("a") == 1125)
+    machine.wait_until_measured(a=1125)
     held = [machine.gpu_mib("reserved", uuid) for uuid in ("GPU-a", "GPU-b")]
     assert held == [pytest.approx(600, rel=0.01), pytest.approx(525, rel=0.01)]
 
@@ -109,7 +110,7 @@ def test_where_a_model_does_not_fit_as_many_of_its_layers_as_do_go_onto_the_gpu(
 ) -> None:
     machine = start_machine({"GPU": 700}, {"a": takes(600)})
     machine.chat("a")
-    # 700 less a 32nd part is 679, and 679 less a tenth is 617: 6 layers are said to take 601, 7 take 654.
+    # 679 of 700 MiB may be used: 5 layers are said to take 601, with a tenth more 661, and 6 layers 720.
     assert machine.flag("a", "-ngl") == "5"
     assert machine.gpus_of("a") == "GPU"
 
@@ -131,7 +132,7 @@ def test_what_fits_nowhere_is_refused_at_once_and_in_numbers(start_machine: Star
     )
     machine.world.gpu("GPU-b", total_mib=750, foreign_mib=100)
     machine.chat("a")
-    machine.wait_for("it is measured", lambda: machine.vram_mib("a") == 500)
+    machine.wait_until_measured(a=500)
     began = time.monotonic()
     status, code, message = machine.refusal("b")
     assert time.monotonic() - began < 1
@@ -141,7 +142,7 @@ def test_what_fits_nowhere_is_refused_at_once_and_in_numbers(start_machine: Star
         "Free with a unloaded: GPU 0 290.6 MiB of 300.0 MiB; ",
         "GPU 1 626.6 MiB of 750.0 MiB, 100.0 MiB used by other programs; main memory ",
         "Tried: one GPU, several GPUs, fewer layers on GPUs no, its flags fix their number, the CPU no, ",
-        "It would fit with 5 layers on the GPU (--gpu-layers 5).",
+        "It would fit with 4 layers on the GPU (--gpu-layers 4).",
     ):
         assert part in message
     assert machine.starts("b") == 0
@@ -174,6 +175,6 @@ def test_the_parts_of_a_card_are_as_many_devices(start_machine: StartMachine) ->
     for model in "abc":
         machine.chat(model)
     assert [machine.gpus_of(model) for model in "abc"] == ["MIG-2", "MIG-1", "MIG-1"]
-    machine.wait_for("all are measured", lambda: machine.gpu_mib("used", "MIG-1") == 2 * TAKEN_MIB)
-    assert machine.gpu_mib("used", "MIG-2") == TAKEN_MIB
+    machine.wait_until_measured(a=TAKEN_MIB, b=TAKEN_MIB, c=TAKEN_MIB)
+    assert [machine.gpu_mib("used", uuid) for uuid in parts] == [2 * TAKEN_MIB, TAKEN_MIB]
     assert machine.gpu_mib("total", "GPU-a") == 0

@@ -19,7 +19,7 @@ from corral.drivers.http_server import Exchange, HttpServer
 from corral.drivers.listening import listen_sockets
 from corral.drivers.patrol import Patrol
 from corral.fleet import Engine, Fleet
-from corral.formats import http1, key_file
+from corral.formats import http1, key_file, prometheus_text
 from corral.formats.status import Phase, StatusDocument
 from corral.handlers import replies
 from corral.handlers.call import Call
@@ -321,6 +321,11 @@ class Gatehouse:
                 if family[0] == name and dict(sample_labels) == labels:
                     return float(sum(reading[1])) if isinstance(reading, tuple) else reading
         return 0.0
+
+    def scraped(self, *names: str) -> list[str]:
+        """The lines of a scrape that begin like this."""
+        text = prometheus_text.render(self.metrics.families()).decode()
+        return [line for line in text.splitlines() if line.startswith(names)]
 
     async def logged(self, count: int = 1) -> list[list[str]]:
         """The columns of the access log's lines, once there are so many."""

@@ -18,6 +18,7 @@ class Listing(enum.Enum):
 
     SHOWN = "shown"
     HIDDEN = "hidden"
+    LATE = "shown once one of ours has been seen"
     STRANGE = "pids of another namespace"
 
 

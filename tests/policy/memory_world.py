@@ -62,6 +62,7 @@ class World:
         names = "abcdef"[: chance.randint(2, 6)]
         self._models = {name: random_model(chance, honest=self._honest) for name in names}
         self._retried: set[str] = set()
+        self._candid: set[str] = set()  # devices that have shown one of ours
         self._strategy = chance.choice(list(Allocation))
         self._cpu_fallback = chance.random() < 0.5
         self._books = parts.commitments.Commitments()
@@ -194,9 +195,13 @@ class World:
 
     def _reading(self, machine: Machine) -> Any:
         processes: dict[int, int] | None = None
-        if machine.listing is Listing.SHOWN:
+        if machine.listing in (Listing.SHOWN, Listing.LATE):
             alive = (each for each in self._processes.values() if each.phase is not Phase.DEAD)
             processes = {each.pid: used for each in alive if (used := each.uses(machine.id))}
+            if processes:
+                self._candid.add(machine.id)
+            elif machine.listing is Listing.LATE and machine.id not in self._candid:
+                processes = None
         elif machine.listing is Listing.STRANGE:
             processes = {7: machine.foreign}
         used = self._used(machine.id)
@@ -383,8 +388,9 @@ class World:
         self._models = {name: replace(model, pinned=False) for name, model in self._models.items()}
         for process in self._in((Phase.STUCK,)):
             self._die(process)
-        while any(each.phase in LEAVING for each in self._processes.values()):
-            self._pass_time()
+        for _ in range(PATIENCE):
+            if any(each.phase in LEAVING for each in self._processes.values()):
+                self._pass_time()
 
     def _everybody_is_placed(self) -> None:
         """A model that fits an empty machine is placed some time, as well as it would be there."""

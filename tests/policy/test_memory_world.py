@@ -1,4 +1,4 @@
-"""The guard passes on many random machines, and the simulator would see it fail: every planted fault is found.
+"""The guard passes on many random machines, and the simulator sees it fail: it finds every planted fault.
 
 Set SIMULATED_WORLDS for more machines, or run `python -m tests.simulate SEED`.
 """
@@ -57,7 +57,8 @@ FAULTS = (
     Fault("mapped-weights-are-forgotten", commitments,
           "        if id != HOST:\n            holding.reserved =",
           "        if True:\n            holding.reserved ="),
-    Fault("a-list-of-strange-pids-is-believed", commitments, "self._blind.add(id)", "self._blind.discard(id)"),
+    Fault("a-list-of-strange-pids-is-believed", commitments,
+          "self._blind.add(id)", "self._blind.discard(id)"),
     Fault("what-is-counted-twice-makes-it-impossible", commitments,
           "return self.room_bytes + min(self.foreign_bytes, self.unseen_bytes)", "return self.room_bytes"),
     Fault("more-evicted-than-needed", guard, "if fewer is None:", "if True:"),
@@ -65,8 +66,8 @@ FAULTS = (
           "_as_few_as_will_do(idle, lambda chosen: enough(",
           "_as_few_as_will_do(idle[::-1], lambda chosen: enough("),
     Fault("busy-models-are-evicted", guard,
-          "if enough((*leaving, *idle)):\n            return EvictFirst(_as_few_as_will_do(idle,",
-          "if enough((*leaving, *idle, *busy)):\n            return EvictFirst(_as_few_as_will_do((*idle, *busy),"),
+          "        if enough((*leaving, *idle)):\n",
+          "        idle = (*idle, *busy)\n        if enough((*leaving, *idle)):\n"),
     Fault("nothing-is-ever-evicted", guard, "if enough((*leaving, *idle)):", "if False:"),
     Fault("evicts-although-memory-comes-free", guard, "if enough(leaving):", "if False:"),
     Fault("a-busy-model-makes-it-impossible", guard,
@@ -76,7 +77,8 @@ FAULTS = (
     Fault("tried-again-among-idle-models", guard,
           "if self._retries.get(model) and (idle or leaving):", "if False:"),
     Fault("nothing-learnt-from-running-out-of-memory", guard, "* FAILURE_MULTIPLIER", "* 1"),
-    Fault("relief-evicts-everything-idle", guard, "missing_bytes(chosen) <= least", "len(chosen) == len(idle)"),
+    Fault("relief-evicts-everything-idle", guard,
+          "missing_bytes(chosen) <= least", "len(chosen) == len(idle)"),
     Fault("relief-never-comes", guard, "missing_bytes(chosen) <= least", "True"),
     Fault("the-host-is-not-guarded", placement, "if found.host_bytes <= host_room:", "if True:"),
     Fault("a-little-too-much-on-one-gpu", placement, "if need <= room]", "if need <= room * 1.02]"),
@@ -102,6 +104,11 @@ def plant(fault: Fault) -> Parts:
     return Parts(guard=guided)
 
 
+def run_worlds(parts: Parts) -> None:
+    for seed in range(WORLDS_PER_FAULT):
+        World(seed, parts).run()
+
+
 def test_nothing_goes_wrong_on_random_machines() -> None:
     for seed in range(WORLDS):
         try:
@@ -114,5 +121,4 @@ def test_nothing_goes_wrong_on_random_machines() -> None:
 def test_a_planted_fault_is_found(fault: Fault) -> None:
     parts = plant(fault)
     with pytest.raises((Broken, parts.commitments.Overcommitted)):
-        for seed in range(WORLDS_PER_FAULT):
-            World(seed, parts).run()
+        run_worlds(parts)

@@ -32,15 +32,21 @@ class Guarded:
         self.says: dict[str, Decision] = {}
         self.asked: list[tuple[str, list[str], list[str]]] = []
         self.reserved: list[str] = []
+        self.told_to_go: list[str] = []
+        self.had_gone_by_then: list[str] = []  # when it was asked last
         self.to_go: tuple[str, ...] = ()
 
     def decide(self, model: str, idle: Sequence[str], busy: Sequence[str]) -> Decision:
         self.asked.append((model, list(idle), list(busy)))
+        self.had_gone_by_then = list(self.told_to_go)
         return self.says.get(model, Place(SOMEWHERE))
 
     def reserve(self, model: str, placement: Placement) -> None:
         assert placement is SOMEWHERE
         self.reserved.append(model)
+
+    def stopping(self, model: str) -> None:
+        self.told_to_go.append(model)
 
     def relieve(self, idle: Sequence[str]) -> Sequence[str]:
         return [name for name in idle if name in self.to_go]
@@ -234,6 +240,19 @@ class TestTheGuardsWord:
         arrive(herd, "c", 4.0)
         assert guard.asked == [("c", ["b"], ["a"])]
 
+    def test_it_is_told_of_models_on_their_way_out_as_of_busy_ones(self) -> None:
+        guard = Guarded()
+        herd = guarded(guard)
+        for name in "ab":
+            ready(herd, name)
+        running = arrive(herd, "a", 1.0)[0]
+        herd.eject("a")
+        herd.eject("b")
+        guard.says["c"] = Wait(Reason.BUSY, ("a",))
+        arrive(herd, "c", 2.0)
+        herd.depart(running, 3.0)
+        assert guard.asked == [("c", [], ["b", "a"])] * 2
+
     def test_models_that_must_go_first_go_and_the_load_waits(self) -> None:
         guard = Guarded()
         herd = guarded(guard)
@@ -244,6 +263,17 @@ class TestTheGuardsWord:
         assert herd.model_is("a", ModelState.STOPPING, 2.0) == []
         del guard.says["b"]
         assert herd.model_is("a", ModelState.OFF, 3.0) == [Load("b", SOMEWHERE)]
+
+    def test_it_knows_who_goes_before_it_decides_about_the_next(self) -> None:
+        guard = Guarded()
+        herd = guarded(guard)
+        ready(herd, "a")
+        guard.says["b"] = Wait(Reason.RELEASING, ())
+        arrive(herd, "b", 1.0)
+        guard.says["b"] = EvictFirst(("a",))
+        arrive(herd, "c", 2.0)
+        assert [name for name, _, _ in guard.asked] == ["b", "b", "c"]
+        assert guard.had_gone_by_then == ["a"]
 
     def test_busy_models_in_the_way_are_drained_for_an_older_request_only(self) -> None:
         guard = Guarded()

@@ -8,9 +8,12 @@ about a millisecond. The price is precision: a deadline is noticed up to one tic
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Protocol
 
 from corral.drivers import clock
+
+log = logging.getLogger("corral.patrol")
 
 TICK_S = 0.1
 
@@ -42,7 +45,12 @@ class Patrol:
     def _tick(self) -> None:
         now = clock.monotonic()
         for member in tuple(self._members):
-            member.check(now)
+            try:
+                member.check(now)
+            except Exception:
+                # One member's fault must not take everybody else's deadlines away.
+                log.exception("a deadline could not be looked at")
+                self._members.discard(member)
         # No member, no timer: a gateway at rest does not wake the processor.
         self._timer = (
             asyncio.get_running_loop().call_later(self._tick_s, self._tick) if self._members else None

@@ -109,8 +109,10 @@ class Strand:
             waited._asyncio_future_blocking = False
             waited.add_done_callback(self._future_done)
 
-    def _future_done(self, _future: asyncio.Future[Any]) -> None:
-        self.step()
+    def _future_done(self, future: asyncio.Future[Any]) -> None:
+        # The loop may have this call in its queue already when an error is thrown: then it is too late.
+        if self._waiting is future:
+            self.step()
 
     def _detach(self) -> None:
         waiting, self._waiting = self._waiting, None

@@ -1,13 +1,14 @@
 """The fleet: the herd of llama-servers behind one door.
 
-fleet     events in, actions carried out; the single writer of scheduler and lifecycle state
-lease     what a request holds while it needs a model
-keeper    follows one process from its start until its memory has come back
-managed   one model as the fleet keeps it
-memory    the VRAM guard with eyes: readings, books, what was learnt
-engines   how a model becomes a process that answers
-watchman  whether that process still works, looked at on suspicion
-onlooker  somebody who follows the states of all models
+fleet           events in, actions carried out; the single writer of scheduler and lifecycle state
+lease           what a request holds while it needs a model
+keeper          follows one process from its start until its memory has come back
+managed         one model as the fleet keeps it
+memory          the VRAM guard with eyes: readings, books, what was learnt
+second_opinion  what llama.cpp's own planner says to the guard's predictions
+engines         how a model becomes a process that answers
+watchman        whether that process still works, looked at on suspicion
+onlooker        somebody who follows the states of all models
 """
 
 from corral.fleet.engines import Engine, EngineDied, Engines, LlamaEngines
@@ -15,6 +16,7 @@ from corral.fleet.fleet import Fleet
 from corral.fleet.lease import Lease
 from corral.fleet.memory import FleetMemory
 from corral.fleet.onlooker import Change, Onlooker
+from corral.fleet.second_opinion import SecondOpinions
 
 __all__ = [
     "Change",
@@ -26,4 +28,5 @@ __all__ = [
     "Lease",
     "LlamaEngines",
     "Onlooker",
+    "SecondOpinions",
 ]

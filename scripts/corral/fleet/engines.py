@@ -226,7 +226,7 @@ class LlamaEngines:
         log = self._logs.open(f"llama-{self._log_name(model)}", "server")
         log.write(f"[corral] {shlex.join(argv)}\n".encode("utf-8", "replace"))
         try:
-            process = LlamaProcess.start(argv, self._surroundings(placement), log, self._reaper)
+            process = LlamaProcess.start(argv, self.surroundings(placement), log, self._reaper)
         except OSError as error:
             raise EngineDied(f"no process could be started: {error}") from error
         self._taken_ports.add(address.port)
@@ -253,7 +253,7 @@ class LlamaEngines:
         """What the settings alone say, for predictions: where it listens makes no difference to those."""
         return self.command(model, "llama-server", Address(self._settings.herd.backend_host, 0))
 
-    def _surroundings(self, placement: Placement) -> Mapping[str, str]:
+    def surroundings(self, placement: Placement) -> Mapping[str, str]:
         """The environment of a process: it sees the GPUs that it was given, by UUID, and no other."""
         if not self._has_gpus:
             return self._environment

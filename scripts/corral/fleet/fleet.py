@@ -17,7 +17,8 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
@@ -61,6 +62,8 @@ class Fleet:
         self._scheduler = Scheduler(limits, models_max, memory, clock.monotonic())
         self._models = {name: ManagedModel(name) for name in limits}
         self._leases: dict[Ticket, Lease] = {}
+        self._actions: deque[Action] = deque()
+        self._is_acting = False
         self._engines = engines
         self._memory = memory
         self._metrics = metrics
@@ -218,9 +221,9 @@ class Fleet:
     def tick(self, now: float) -> None:
         if self._closing:
             return
-        for ticket, lease in tuple(self._leases.items()):
+        for ticket in tuple(self._leases):
             if ticket.granted_at is None and now - ticket.arrived_at >= self._queue_timeout_s:
-                self._refuse(lease, queue_timeout(ticket, now, self._scheduler.depth(ticket.model) - 1))
+                self._refuse(ticket, queue_timeout(ticket, now, self._scheduler.depth(ticket.model) - 1))
         for model in self._models.values():
             if model.state is ModelState.BACKOFF and now >= model.retry_at:
                 self._try_again(model)
@@ -244,21 +247,33 @@ class Fleet:
 
     # Carrying out ------------------------------------------------------------------------------
 
-    def _carry_out(self, actions: list[Action]) -> None:
-        for action in actions:
-            match action:
-                case Grant(ticket):
+    def _carry_out(self, actions: Iterable[Action]) -> None:
+        """Do as was decided, in the order of the decisions: what an action leads to comes after the rest."""
+        self._actions.extend(actions)
+        if self._is_acting:
+            return
+        self._is_acting = True
+        try:
+            while self._actions:
+                self._act(self._actions.popleft())
+        finally:
+            self._is_acting = False
+
+    def _act(self, action: Action) -> None:
+        match action:
+            case Grant(ticket):
+                if ticket in self._leases:  # it may have left meanwhile
                     self._leases[ticket].settle()
-                case Refuse(ticket, error):
-                    self._refuse(self._leases[ticket], error)
-                case Load(name, placement):
-                    self._begin(self._models[name], placement)
-                case Drain(name, reason):
-                    log.info("%s is unloaded (%s)", name, reason)
-                    self._metrics.model_evictions.labels(name, reason).inc()
-                    self._step(self._models[name], Event.DRAIN)
-                case Stop(name):
-                    self._step(self._models[name], Event.DRAINED)
+            case Refuse(ticket, error):
+                self._refuse(ticket, error)
+            case Load(name, placement):
+                self._begin(self._models[name], placement)
+            case Drain(name, reason):
+                log.info("%s is unloaded (%s)", name, reason)
+                self._metrics.model_evictions.labels(name, reason).inc()
+                self._step(self._models[name], Event.DRAIN)
+            case Stop(name):
+                self._step(self._models[name], Event.DRAINED)
 
     def _begin(self, model: ManagedModel, placement: Placement) -> None:
         model.placement = placement
@@ -267,9 +282,11 @@ class Fleet:
             self._metrics.model_restarts.labels(model.name).inc()
         self._step(model, Event.RETRY if model.state is ModelState.BACKOFF else Event.LOAD)
 
-    def _refuse(self, lease: Lease, error: errors.CorralError) -> None:
-        self.depart(lease)
-        lease.settle(error)
+    def _refuse(self, ticket: Ticket, error: errors.CorralError) -> None:
+        lease = self._leases.get(ticket)
+        if lease is not None:
+            self.depart(lease)
+            lease.settle(error)
 
     def _move(self, model: ManagedModel, event: Event) -> None:
         """A step that the scheduler has not decided itself and must hear of."""
@@ -329,12 +346,13 @@ class Fleet:
         model.died_loading = model.state in (ModelState.STARTING, ModelState.LOADING)
         model.deaths = model.deaths.another(lived_s=model.good_spell_s)
         model.retry_at = now + model.deaths.pause_s(random.random())
+        model.settled = True
         if self._is_curable(model):
             # Once more at once. Who waits, waits on.
-            model.died_loading, model.retry_at = False, now
+            model.died_loading, model.retry_at, model.settled = False, now, False
         self._memory.gone(model.name, reaped=True)
         model.engine = model.watchman = None
-        model.good_spell_s, model.settled = 0.0, True
+        model.good_spell_s = 0.0
         log.warning("%s died (%d): %s", model.name, model.deaths.count, model.last_words)
         self._move(model, Event.DIED)
         if model.deaths.too_many:
@@ -356,9 +374,9 @@ class Fleet:
     def refuse_waiting(self) -> None:
         """Take nobody new, and send away who waits: the first step of a stop."""
         self._closing = True
-        for ticket, lease in tuple(self._leases.items()):
+        for ticket in tuple(self._leases):
             if ticket.granted_at is None:
-                self._refuse(lease, shutting_down())
+                self._refuse(ticket, shutting_down())
         self._announce()
 
     async def stop(self) -> None:

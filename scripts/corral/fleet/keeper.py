@@ -45,7 +45,7 @@ async def keep(model: ManagedModel, engines: Engines, memory: Memory, reports: R
             await model.engine.stop()
     model.spell_is_over(clock.monotonic())
     if model.state is ModelState.STOPPING:
-        await _given_back(model, memory)
+        await given_back(model.name, memory)
         reports.stopped(model)
     else:
         reports.died(model, how)
@@ -77,10 +77,10 @@ async def end(model: ManagedModel, engine: Engine, memory: Memory) -> None:
         memory.gone(model.name, reaped=False)
 
 
-async def _given_back(model: ManagedModel, memory: Memory) -> None:
+async def given_back(name: str, memory: Memory) -> None:
     """Wait until the memory of a process that is gone is seen to be free again."""
-    memory.gone(model.name, reaped=True)
-    while memory.holds(model.name):
+    memory.gone(name, reaped=True)
+    while memory.holds(name):
         memory.look()
-        if memory.holds(model.name):
+        if memory.holds(name):
             await asyncio.sleep(RELEASE_POLL_S)

@@ -16,7 +16,7 @@ from pathlib import Path
 from corral import errors
 from corral.catalogue import Catalogue
 from corral.drivers import clock, host_memory, model_files, process_facts, process_memory
-from corral.drivers.gpu_probe import GpuProbe
+from corral.drivers.gpu_probe import GpuProbe, GpuReading
 from corral.drivers.learned_store import LearnedStore
 from corral.formats.gguf import GgufError
 from corral.metrics import Metrics
@@ -27,15 +27,17 @@ from corral.policy.footprint import PredictedFootprint, UnknownFootprint
 from corral.policy.guard import Decision, Guard, Impossible
 from corral.policy.learning import Learned, LearnedKey, error_ratio
 from corral.policy.memory import Unpredictable, predict, read_options
-from corral.policy.placement import HOST, Placement
+from corral.policy.placement import HOST, Placement, choose
 from corral.policy.visibility import usable
-from corral.settings import Settings
+from corral.settings import Allocation, Settings
 
 log = logging.getLogger("corral.memory")
 
 # Where the kernel does not say how much memory there is, nothing can be guarded.
 UNGUARDED_BYTES = 1 << 50
 HOST_INDEX = 1 << 16
+# After a start, or a model that was wanted, more of the same kind is to be expected.
+QUIET_S = 3.0
 
 
 class FleetMemory:
@@ -65,11 +67,20 @@ class FleetMemory:
         self._footprints: dict[str, PredictedFootprint | UnknownFootprint] = {}
         self._placements: dict[str, Placement] = {}
         self._pids: dict[str, int] = {}
+        self._candid: set[str] = set()  # GPUs whose lists of processes have shown one of ours
+        self._wanted_at = clock.monotonic()
+        self._call_back: Callable[[], None] = lambda: None
+        # A driver that fails a moment later must not make this look like a machine without GPUs.
+        self.look()
 
     # Decisions, for the scheduler --------------------------------------------------------------
 
     def decide(self, model: str, idle: Sequence[str], busy: Sequence[str]) -> Decision:
+        self._wanted_at = clock.monotonic()
+        self._call_back()
         self.look()
+        # To the scheduler a model on its way out holds its memory still; the books know when it does not.
+        busy = [each for each in busy if each not in self._books.leaving]
         return self._guard.decide(model, self._footprint(model), idle=idle, busy=busy)
 
     def reserve(self, model: str, placement: Placement) -> None:
@@ -132,6 +143,24 @@ class FleetMemory:
         """Whether any memory is still promised to it or not yet confirmed to be given back."""
         return model in self._books
 
+    def lend(
+        self, borrower: str, size_bytes: int, *, on_gpu: bool, call_back: Callable[[], None]
+    ) -> Placement | None:
+        """Room for a short errand of our own, if there is some and nothing else goes on.
+
+        From then on it is told of like a model. As soon as a model is wanted, `call_back` is called.
+        """
+        self.look()
+        if self.restless or clock.monotonic() - self._wanted_at < QUIET_S:
+            return None
+        rooms = {account.id: account.room_bytes for account in self._books.accounts()}
+        errand = UnknownFootprint(size_bytes, gpus=on_gpu)
+        placement = choose(errand, rooms, Allocation.SINGLE_GPU_PREFERRED, cpu_allowed=False)
+        if placement is not None:
+            self._books.reserve(borrower, placement)
+            self._call_back = call_back
+        return placement
+
     @property
     def restless(self) -> bool:
         return bool(self._books.unsettled or self._books.leaving)
@@ -161,10 +190,20 @@ class FleetMemory:
         herd = self._settings.herd
         allowed = usable(tuple(readings), self._settings.visible_devices, herd.gpu_devices)
         return [
-            Device(uuid, number, each.total_bytes, each.used_bytes, each.process_bytes)
+            Device(uuid, number, each.total_bytes, each.used_bytes, self._processes(each))
             for number, uuid in enumerate(allowed)
             if (each := readings[uuid])
         ]
+
+    def _processes(self, reading: GpuReading) -> Mapping[int, int] | None:
+        """The list of processes, once it has shown one of ours.
+
+        An idle GPU's list is empty where processes are shown and where they are not. Until it is known
+        which, it counts as not shown, and models load there one by one.
+        """
+        if reading.process_bytes and not reading.process_bytes.keys().isdisjoint(self._pids.values()):
+            self._candid.add(reading.uuid)
+        return reading.process_bytes if reading.uuid in self._candid else None
 
     def publish(self) -> None:
         """Figures for a scrape, from the last reading."""
@@ -235,7 +274,7 @@ class FleetMemory:
     def measure_out(self, name: str) -> PredictedFootprint | UnknownFootprint:
         """What a model will take, from its file and its command line."""
         model = self._catalogue.models[name]
-        gpus = bool(self._gpus())
+        gpus = self._books.has_gpus
         try:
             shards = model_files.shard_paths(model.path)
             headers = [model_files.read_header(path) for path in shards]

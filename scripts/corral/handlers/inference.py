@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from corral import errors
 from corral.catalogue import Model
 from corral.drivers import clock
-from corral.drivers.http_client import Address, Answer
+from corral.drivers.http_client import Address, Answer, BackendGone
 from corral.fleet import Lease
 from corral.formats import http1, openai, sse
 from corral.formats.openai import Intent
@@ -87,8 +87,8 @@ async def serve(gate: Gate, call: Call, model: Model, body: bytes) -> None:
         sent_at = clock.monotonic()
         try:
             await converse(gate, call, lease, upstream_request(call, lease.address, body))
-        except errors.UpstreamError as error:
-            if call.exchange.started or not await lease.engine_died():
+        except BackendGone as error:  # not a byte came, as when the process dies
+            if not await lease.engine_died():
                 raise
             raise EngineLost(
                 f"The llama-server of {model.name!r} died while it worked on this request, and will not be "

@@ -95,6 +95,11 @@ class Account:
     closed: bool  # whether something is under way here that must end before anything else begins
 
     @property
+    def name(self) -> str:
+        """For people, who don't know their cards by UUID."""
+        return "main memory" if self.id == HOST else f"GPU {self.index}"
+
+    @property
     def margin_bytes(self) -> int:
         return min(MARGIN_BYTES_MAX, self.total_bytes // MARGIN_DIVISOR)
 
@@ -243,7 +248,9 @@ class Commitments:
 
     def loaded(self, model: str) -> None:
         """It says that it is ready. It is measured with the next readings."""
-        self._tenants[model].stage = _Stage.LOADED
+        tenant = self._tenants[model]
+        if tenant.stage is _Stage.LOADING:
+            tenant.stage = _Stage.LOADED
 
     def stopping(self, model: str) -> None:
         """It has been told to go, or is found dead."""
@@ -258,7 +265,8 @@ class Commitments:
     def reaped(self, model: str, now: float) -> None:
         """Its process is gone. The release is confirmed by the readings that follow."""
         self.stopping(model)
-        self._tenants[model].reaped_at = now
+        tenant = self._tenants[model]
+        tenant.reaped_at, tenant.pid = now, None  # the pid may soon be another's
 
     def unreapable(self, model: str) -> None:
         """Its process does not go, even when killed. What it holds stays held, and nobody waits for it."""
@@ -310,7 +318,7 @@ class Commitments:
                 device = self._devices.get(id)
                 processes = self._processes(device) if device else None
                 if processes is None or tenant.pid is None or tenant.pid not in processes:
-                    continue  # a process that has just died is missed here before its memory is back
+                    continue  # a dead process vanishes from the list before its memory is back
                 holding.measured = processes[tenant.pid]
                 if holding.settled and id != HOST:
                     holding.reserved = max(holding.reserved, holding.measured)

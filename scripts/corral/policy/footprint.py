@@ -1,8 +1,9 @@
 """What a model takes wherever it is put: the prediction, corrected by what was measured.
 
 The guard asks for bytes as a function of where the layers go (`placement.Footprint`). Here the answer
-comes from the file and the flags, times a margin; or, for a layout that has been loaded before, from
-what it really took, with the small margin that a measurement deserves.
+comes from the file and the flags, times a margin, and times more if a second opinion was asked for and
+says more; or, for a layout that has been loaded before, from what it really took, with the small margin
+that a measurement deserves.
 
 A file that can't be read has a footprint too: about its own size. The engine will say what is wrong
 with it, and says it better than we could.
@@ -16,7 +17,7 @@ from typing import NamedTuple
 
 from corral.policy.fit import Suggestions, what_would_fit, what_would_fit_on_host
 from corral.policy.learning import Learned, LearnedKey, Source, estimate, learned_key
-from corral.policy.memory import HOST_ONLY, Layout, Parts, Prediction
+from corral.policy.memory import HOST_ONLY, Layout, Parts, Prediction, second_opinion
 from corral.policy.placement import HOST, Placement
 
 Memory = Callable[[LearnedKey], Learned | None]
@@ -52,12 +53,14 @@ class PredictedFootprint:
     def spread(self, shares: Sequence[float], layers: int) -> tuple[int, ...]:
         sizes = self._gpu_sizes(Layout(layers, tuple(shares)))
         learned = self._recall(self.gpu_key(layers))
-        factor = estimate(sum(sizes), learned, self._multiplier).factor
+        factor = estimate(sum(sizes), learned, self._multiplier * self._scale).factor
         return tuple(math.ceil(size * factor) for size in sizes)
 
     def host_bytes(self, layers: int) -> int:
         learned = self._recall(self.host_key(layers))
-        return estimate(self._host_size(layers), learned, self._multiplier).bytes
+        # Where there are GPUs, the second opinion is on what these will hold.
+        scale = 1.0 if self.layer_count else self._scale
+        return estimate(self._host_size(layers), learned, self._multiplier * scale).bytes
 
     def _gpu_sizes(self, layout: Layout) -> list[int]:
         return [device.total for device in self.prediction.device_bytes(layout)]
@@ -87,9 +90,10 @@ class PredictedFootprint:
     def would_fit(self, free: Mapping[str, int]) -> Suggestions:
         """What would fit instead, into so much free memory by device."""
         gpus = [max(0, size) for id, size in free.items() if id != HOST]
+        multiplier = self._multiplier * self._scale
         if self.layer_count and gpus:
-            return what_would_fit(self.prediction, [max(gpus)], self._multiplier)
-        return what_would_fit_on_host(self.prediction, max(0, free.get(HOST, 0)), self._multiplier)
+            return what_would_fit(self.prediction, [max(gpus)], multiplier)
+        return what_would_fit_on_host(self.prediction, max(0, free.get(HOST, 0)), multiplier)
 
     # What is learnt ----------------------------------------------------------------------------
 
@@ -99,6 +103,24 @@ class PredictedFootprint:
     def host_key(self, layers: int) -> LearnedKey:
         key = self.gpu_key(layers)
         return key._replace(flags=f"{key.flags} on the host")
+
+    @property
+    def opinion_key(self) -> LearnedKey:
+        """A second opinion is on the layout that the model is meant to have, and counts for all others."""
+        return self._meant_key._replace(flags=f"{self._meant_key.flags} by llama-fit-params")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a second opinion would be news: there is none yet, and no measurement, which is better."""
+        return self._recall(self.opinion_key) is None and self._recall(self._meant_key) is None
+
+    @property
+    def _meant_key(self) -> LearnedKey:
+        return self.gpu_key(self.layer_count) if self.layer_count else self.host_key(0)
+
+    @property
+    def _scale(self) -> float:
+        return second_opinion.scale(self._recall(self.opinion_key))
 
     def predicted_gpu_bytes(self, placement: Placement) -> int:
         """The bare prediction for all GPUs of a placement."""

@@ -34,6 +34,7 @@ class Reason(enum.Enum):
     LOADING = "another model is loading there"
     RELEASING = "memory is being given back"
     BUSY = "models that are in use hold the memory"
+    FULL = "as many models are loaded as may be"  # said by the scheduler, which counts them
     FOREIGN = "other programs have taken more memory, and models that are in use hold the rest"
     UNREADABLE = "a device can't be read"
 
@@ -140,6 +141,23 @@ class Guard:
         broken = any(account.hoped_bytes < 0 for account in accounts)
         return Wait(Reason.FOREIGN if broken else Reason.BUSY, blocking)
 
+    def rehearse(
+        self, model: str, footprint: Footprint, *, idle: Sequence[str], busy: Sequence[str]
+    ) -> tuple[Decision, Placement | None]:
+        """What `decide` would say, and where the model would be in the end, if that can be told."""
+        decision = self.decide(model, footprint, idle=idle, busy=busy)
+        match decision:
+            case Place(placement):
+                return decision, placement
+            case EvictFirst(models):
+                gone = models
+            case Wait():
+                gone = (*idle, *busy)
+            case Impossible():
+                return decision, None
+        rooms = self._rooms_without((*self._commitments.leaving, *gone), self._commitments.accounts())
+        return decision, self._choose(footprint, rooms)
+
     def relieve(self, idle: Sequence[str]) -> tuple[str, ...]:
         """Which idle models have to go because the sum is broken: other programs have taken more memory.
 
@@ -187,7 +205,7 @@ class Guard:
     def _rooms_without(self, gone: Iterable[str], accounts: Iterable[Account]) -> dict[str, int]:
         """The rooms there will be once these models are gone, and nothing is counted twice any more."""
         rooms = {account.id: account.hoped_bytes for account in accounts}
-        for name in gone:
+        for name in set(gone):
             for id, held in self._commitments.held(name).items():
                 if id in rooms:
                     rooms[id] += held
@@ -242,21 +260,20 @@ def refusal(impossible: Impossible, suggestions: Suggestions | None = None) -> I
 
 def _needs_in_words(impossible: Impossible) -> str:
     alone = f"{amount(impossible.cpu_bytes)} of main memory"
-    if not impossible.layers:
+    if not impossible.layers or not _gpus(impossible):
         return alone
     beside = f"{amount(impossible.host_bytes)} of main memory beside it"
     return f"{amount(impossible.gpu_bytes)} on a GPU with {beside}, or {alone} alone"
 
 
 def _device_in_words(account: Account, free_bytes: int) -> str:
-    name = "main memory" if account.id == HOST else f"GPU {account.index}"
     others = f", {amount(account.foreign_bytes)} used by other programs" if account.foreign_bytes else ""
-    return f"{name} {amount(max(0, free_bytes))} of {amount(account.total_bytes)}{others}"
+    return f"{account.name} {amount(max(0, free_bytes))} of {amount(account.total_bytes)}{others}"
 
 
 def _tried_in_words(impossible: Impossible) -> str:
     tried = []
-    gpus = sum(account.id != HOST for account in impossible.accounts)
+    gpus = _gpus(impossible)
     if impossible.layers and gpus:
         tried.append(Kind.SINGLE.value)
         tried += [Kind.SPREAD.value] if gpus > 1 else []
@@ -264,3 +281,7 @@ def _tried_in_words(impossible: Impossible) -> str:
         tried.append(fixed if impossible.layers_fixed else Kind.PARTIAL.value)
     tried.append(Kind.CPU.value if impossible.cpu_allowed else "the CPU no, gpu.cpu_fallback is off")
     return ", ".join(tried)
+
+
+def _gpus(impossible: Impossible) -> int:
+    return sum(account.id != HOST for account in impossible.accounts)

@@ -100,6 +100,14 @@ class ModelLimits(NamedTuple):
     queue_max: int
 
 
+class Outlook(NamedTuple):
+    """What a request for another model would find if it came now."""
+
+    idle: tuple[str, ...]  # models that may be evicted, the least recently used first
+    busy: tuple[str, ...]  # models that hold memory and may go some day
+    place: EvictFirst | Wait | None  # what must happen because no more models may be loaded
+
+
 class Admission(Protocol):
     """Who knows about memory."""
 
@@ -107,6 +115,9 @@ class Admission(Protocol):
         """Whether a model may be loaded now, where, and what must happen first."""
 
     def reserve(self, model: str, placement: Placement) -> None: ...
+    def stopping(self, model: str) -> None:
+        """It is about to be told to go."""
+
     def relieve(self, idle: Sequence[str]) -> Sequence[str]:
         """Idle models that must go because others have taken their memory."""
 
@@ -140,6 +151,19 @@ class Scheduler:
 
     def waiting(self, model: str) -> Iterable[Ticket]:
         return tuple(self._models[model].waiting)
+
+    def outlook(self) -> Outlook:
+        idle = self._idle()
+        place: EvictFirst | Wait | None = None
+        if self._full:
+            leaving = (ModelState.DRAINING, ModelState.STOPPING)
+            on_their_way = [name for name, view in self._models.items() if view.state in leaving]
+            if on_their_way or not idle:
+                next_to_go = on_their_way or self._drainable(self._arrivals + 1)
+                place = Wait(Reason.FULL, tuple(next_to_go[:1]))
+            else:
+                place = EvictFirst((idle[0],))
+        return Outlook(tuple(idle), tuple(self._busy(idle)), place)
 
     # Facts -------------------------------------------------------------------------------------
 
@@ -234,8 +258,7 @@ class Scheduler:
                 while view.waiting and len(view.running) < view.slots:
                     actions.append(self._grant(view, next(iter(view.waiting)), now))
             elif view.state is ModelState.DRAINING and not view.running:
-                view.state = ModelState.STOPPING
-                actions.append(Stop(name))
+                actions.append(self._stop(name))
         actions += self._make_loads()
         return actions
 
@@ -292,9 +315,8 @@ class Scheduler:
         )
 
     def _busy(self, idle: list[str]) -> list[str]:
-        """Models that hold memory now and may be asked to go one day."""
-        coming = (ModelState.STARTING, ModelState.LOADING, ModelState.READY)
-        return [name for name in self._by_use(lambda view: view.state in coming) if name not in idle]
+        """Models that hold memory now and may be asked to go one day, or have been already."""
+        return [name for name in self._by_use(lambda view: view.state in RESIDENT) if name not in idle]
 
     def _drainable(self, number: int) -> list[str]:
         """Models in use all of whose waiting requests came after the one of this number."""
@@ -317,5 +339,10 @@ class Scheduler:
         if view.running:
             view.state = ModelState.DRAINING
             return [Drain(name, reason)]
-        view.state = ModelState.STOPPING
-        return [Drain(name, reason), Stop(name)]
+        return [Drain(name, reason), self._stop(name)]
+
+    def _stop(self, name: str) -> Stop:
+        self._models[name].state = ModelState.STOPPING
+        # Before anything else is decided: its memory is on the move from now on.
+        self._admission.stopping(name)
+        return Stop(name)

@@ -8,7 +8,7 @@ import struct
 import pytest
 
 from corral import errors
-from corral.drivers.http_server import ClientGone, Exchange
+from corral.drivers.http_server import ClientGone, Exchange, HttpServer
 from corral.drivers.tasks import Bell
 from tests.drivers.serving import LIMITS, RawClient, serving
 
@@ -466,3 +466,29 @@ def test_a_burst_whose_client_half_closes_is_answered_whole() -> None:
             assert await client.rest() == b""
 
     asyncio.run(main())
+
+
+def test_a_client_that_resets_while_it_is_refused_disturbs_nobody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_transport: object) -> None:
+        raise OSError("Transport endpoint is not connected")
+
+    async def main() -> None:
+        async with serving(say_path, dataclasses.replace(LIMITS, header_timeout_s=0.02)) as (server, port):
+            slow = await RawClient.connect(port)
+            slow.send(b"GET")
+            monkeypatch.setattr(type(next(iter(server._connections)).transport), "write_eof", fail)
+            assert (await slow.answer())[0] == 408
+            slow.close()
+            await eventually_none(server)
+            # The patrol is still on its rounds.
+            silent = await RawClient.connect(port)
+            assert await silent.rest() == b""
+
+    async def eventually_none(server: HttpServer) -> None:
+        while server.connections:
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert not caplog.records

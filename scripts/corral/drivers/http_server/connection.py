@@ -12,6 +12,7 @@ where it waits, and lets go of what it holds.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 from collections.abc import Callable, Coroutine
@@ -304,7 +305,8 @@ class Connection(asyncio.Protocol):
         self._deadline = clock.monotonic() + LINGER_S
         self._read_on()
         if self.transport.can_write_eof():
-            self.transport.write_eof()
+            with contextlib.suppress(OSError):  # the client may have reset the connection just now
+                self.transport.write_eof()
 
     def _read_on(self) -> None:
         if not self._reading:

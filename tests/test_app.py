@@ -1,0 +1,377 @@
+"""The gateway from start to stop, inside the test's own process: the order of things, and who learns what."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import shutil
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from corral import app as app_module
+from corral import settings
+from corral.app import App
+from corral.drivers.gpu_probe import GpuReading
+from corral.drivers.model_store import catalogue
+from corral.formats.status import Phase
+from corral.settings import Settings
+from tests import root_logger
+from tests.drivers.serving import RawClient
+from tests.handlers.gatehouse import CHAT, Reply, read_head, read_reply, request
+from tests.in_a_loop import in_a_loop, turns
+from tests.stand_in_launcher import write_launcher
+from tests.support import free_port
+from tests.waiting import eventually, is_running
+
+ALICE, BOB = "sk-alice-0123456789abcdef", "sk-bob-0123456789abcdef"
+
+
+class Site:
+    """A place to run in: ports, directories, a keys file, two model files, and the stand-in engine."""
+
+    def __init__(self, root: Path, models: Path) -> None:
+        self.root = root
+        self.port, self.health_port = free_port(), free_port()
+        self.keys_file = root / "data" / "api_keys.txt"
+        self.status_file = root / "run" / "status.json"
+        shutil.copytree(models, root / "data" / "models")
+        self.write_keys(f"alice:{ALICE}\n")
+        self.environ = {
+            "HOME": str(root),
+            "PATH": os.environ["PATH"],
+            "DATA_DIR": str(root / "data"),
+            "RUNTIME_DIR": str(root / "run"),
+            "LLAMA_SERVER_PATH": str(write_launcher(root)),
+            "GATEWAY_PORT": str(self.port),
+            "PORT_HEALTH": str(self.health_port),
+        }
+
+    def write_keys(self, text: str) -> None:
+        self.keys_file.touch(mode=0o600)
+        self.keys_file.write_text(text)
+
+    def load(self, config: dict[str, Any] | None = None, **environ: str) -> Settings:
+        if config is not None:
+            (self.root / "data" / "config.json").write_text(json.dumps(config))
+        return settings.load(self.environ | environ, cwd=self.root)
+
+    def status(self) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(self.status_file.read_bytes())
+        return document
+
+    @asynccontextmanager
+    async def run(self, config: dict[str, Any] | None = None, **environ: str) -> AsyncIterator[App]:
+        app = App(self.load(config, **environ))
+        try:
+            await app.start()
+            yield app
+        finally:
+            await app.close()
+            await RawClient.close_all()
+            app.reaper.stop()
+            await turns()
+
+    async def ask(
+        self, path: str, body: object = None, *, key: str = ALICE, port: int | None = None
+    ) -> Reply:
+        client = await RawClient.connect(port or self.port)
+        client.send(request(path, body, key=key))
+        reply = await read_reply(client)
+        client.close()
+        return reply
+
+    def health_pid(self) -> int | None:
+        """Of the health process that is there now."""
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and is_running(int(entry.name)):
+                command = (entry / "cmdline").read_bytes()
+                if b"health_server.py" in command and os.fsencode(self.status_file) in command:
+                    return int(entry.name)
+        return None
+
+
+@pytest.fixture
+def site(tmp_path: Path, demo_files: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    for name in ("STATUS_EVERY_S", "KEYS_EVERY_S", "HEALTH_RESTART_S"):
+        monkeypatch.setattr(app_module, name, 0.01)
+    with root_logger.put_back():
+        yield Site(tmp_path, demo_files)
+
+
+def log_text(site: Site) -> str:
+    latest = site.root / "data" / "logs" / "_boot" / "latest.txt"
+    return latest.read_text() if latest.exists() else ""
+
+
+# Start -------------------------------------------------------------------------------------------
+
+
+@in_a_loop
+async def test_health_answers_and_connections_are_taken_before_the_models_are_read(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = threading.Event()
+
+    def slow(config: Settings) -> Any:
+        assert read.wait(10.0)
+        return catalogue(config)
+
+    monkeypatch.setattr(app_module, "catalogue", slow)
+    app = App(site.load())
+    starting = asyncio.ensure_future(app.start())
+    try:
+        await eventually(site.health_pid, "the health process runs")
+        status = site.status()
+        assert (status["phase"], status["preload_settled"], status["models"]) == ("starting", False, {})
+        assert status["pid"] == os.getpid()
+        early = await RawClient.connect(site.port)
+        early.send(request("/ping"))
+        await eventually(lambda: not refused(site.health_port), "the health port listens")
+        assert (await site.ask("/ping", port=site.health_port)).status == 204
+        assert not starting.done()
+        read.set()
+        await starting
+        assert (await read_reply(early)).status == 200
+        assert site.status()["phase"] == "serving"
+        assert (await site.ask("/ping", port=site.health_port)).status == 200
+    finally:
+        read.set()
+        await starting
+        await app.close()
+        await RawClient.close_all()
+        app.reaper.stop()
+    assert site.health_pid() is None
+
+
+def refused(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+@in_a_loop
+async def test_one_port_for_both_needs_no_health_process(site: Site) -> None:
+    async with site.run(PORT_HEALTH=str(site.port)):
+        assert site.health_pid() is None
+        assert (await site.ask("/ping")).status == 200
+
+
+@in_a_loop
+async def test_port_0_is_any_port_and_the_app_knows_which(site: Site) -> None:
+    async with site.run(GATEWAY_PORT="0") as app:
+        assert app.port > 0
+        assert (await site.ask("/ping", port=app.port)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("preload", "environ", "loaded", "warning"),
+    [
+        ([], {}, [], None),
+        (["*"], {}, ["demo", "demo-embed"], None),
+        (["demo", "tiny", "demo"], {}, ["demo"], None),
+        (["gone", "demo"], {}, ["demo"], "preload_models names 'gone', and there is no such model"),
+        ([], {"MODEL_PATH": "data/models/demo.gguf"}, ["demo"], None),
+    ],
+    ids=["none", "all", "twice and by an alias", "one that is not there", "single model"],
+)
+@in_a_loop
+async def test_models_that_are_wished_for_are_there_from_the_start(
+    site: Site, preload: list[str], environ: dict[str, str], loaded: list[str], warning: str | None
+) -> None:
+    config: dict[str, Any] = {
+        "system": {"preload_models": preload, "scan_models": True},
+        "models": {"demo": {"model_path": "demo.gguf", "aliases": ["tiny"]}},
+    }
+    async with site.run(config, **environ) as app:
+        await eventually(lambda: app.fleet.preload_settled, "the preloads are settled")
+        states = {name: status.state.value for name, status in app.fleet.statuses().items()}
+        assert [name for name, state in states.items() if state == "ready"] == loaded
+        assert (await site.ask("/ping")).status == 200
+        app.logs.flush(5.0)
+        assert ("there is no such model" in log_text(site)) is (warning is not None)
+        assert warning is None or warning in log_text(site)
+
+
+@in_a_loop
+async def test_a_start_that_fails_says_why_in_one_line_and_leaves_nothing(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("0.0.0.0", site.port)):
+        assert await app_module.serve(site.load()) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"corral: cannot listen on all interfaces, port {site.port}: the port is taken")
+    assert site.health_pid() is None
+
+
+def test_settings_that_cannot_be_stop_the_start_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.json"
+    config.write_text('{"api": {"port": "many"}}')
+    monkeypatch.chdir(tmp_path)
+    assert app_module.main(config) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("corral: api.port in ")
+    assert "many" in line
+
+
+def test_the_limit_of_descriptors_is_raised_as_far_as_we_may() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        app_module.raise_descriptor_limit()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_the_hardware_in_words() -> None:
+    gpu = GpuReading("GPU-1", 0, "NVIDIA L4", 24 << 30, 0, None)
+    assert app_module.hardware([gpu, gpu]) == "NVIDIA L4 (24.0 GiB), NVIDIA L4 (24.0 GiB)"
+    assert app_module.hardware([]).startswith("no GPU found, CPU mode, ")
+
+
+# While it runs -----------------------------------------------------------------------------------
+
+
+@in_a_loop
+async def test_the_status_file_is_written_anew_now_and_then(site: Site) -> None:
+    async with site.run():
+        first = site.status()
+        assert first["models"]["demo"] == {"status": "off"}
+        await eventually(lambda: site.status()["written_at"] > first["written_at"], "it is written anew")
+
+
+@in_a_loop
+async def test_the_status_file_follows_every_change(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app_module, "STATUS_EVERY_S", 3600.0)
+    async with site.run() as app:
+        assert (await site.ask("/v1/chat/completions", CHAT)).status == 200
+        await eventually(lambda: site.status()["models"]["demo"]["status"] == "ready", "demo is ready")
+        assert site.status()["models"]["demo"]["port"] == app.fleet.statuses()["demo"].port
+
+
+@in_a_loop
+async def test_a_status_file_that_cannot_be_written_is_logged_and_stops_nothing(site: Site) -> None:
+    (site.root / "run").write_text("in the way")
+    async with site.run():
+        assert (await site.ask("/ping")).status == 200
+        await eventually(lambda: f"{site.status_file} cannot be written" in log_text(site), "it is logged")
+
+
+@in_a_loop
+async def test_a_health_process_that_is_killed_is_started_again(site: Site) -> None:
+    async with site.run():
+        await eventually(lambda: not refused(site.health_port), "the health port listens")
+        first = site.health_pid()
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        await eventually(lambda: site.health_pid() not in (None, first), "there is another")
+        await eventually(lambda: not refused(site.health_port), "the health port listens again")
+        assert (await site.ask("/ping", port=site.health_port)).status == 200
+        await eventually(lambda: "health server ended (-9) and is started again" in log_text(site), "a line")
+    assert site.health_pid() is None
+
+
+@in_a_loop
+async def test_a_changed_keys_file_counts_without_being_asked(site: Site) -> None:
+    async with site.run() as app:
+        assert (await site.ask("/v1/models", key=BOB)).status == 401
+        before = app.gate.keys
+        site.write_keys(f"bob:{BOB}\n")
+        await eventually(lambda: app.gate.keys is not before, "the keys are read anew")
+        assert (await site.ask("/v1/models", key=BOB)).status == 200
+        assert (await site.ask("/v1/models", key=ALICE)).status == 401
+
+
+@in_a_loop
+async def test_sighup_reads_the_keys_at_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app_module, "KEYS_EVERY_S", 3600.0)
+    async with site.run() as app:
+        before = app.gate.keys
+        site.write_keys(f"bob:{BOB}\n")
+        os.kill(os.getpid(), signal.SIGHUP)
+        await eventually(lambda: app.gate.keys is not before, "the keys are read anew")
+        assert (await site.ask("/v1/models", key=BOB)).status == 200
+
+
+@in_a_loop
+async def test_a_keys_file_that_breaks_leaves_the_keys_in_force(site: Site) -> None:
+    async with site.run() as app:
+        site.keys_file.write_bytes(b"\xff\xfe")
+        await eventually(lambda: "can't be read" in log_text(site), "it is logged")
+        assert (await site.ask("/v1/models")).status == 200
+        assert len(app.gate.keys) == 1
+
+
+@in_a_loop
+async def test_without_any_key_everybody_is_told_401_and_the_operator_what_to_do(site: Site) -> None:
+    site.write_keys("# nobody yet\n")
+    async with site.run():
+        assert (await site.ask("/v1/models")).status == 401
+        await eventually(lambda: "NO KEYS in" in log_text(site), "it is logged")
+        assert "scripts/keys.py generate" in log_text(site)
+
+
+# Stop --------------------------------------------------------------------------------------------
+
+SLOW = CHAT | {"stream": True, "stand_in": {"tokens": 20, "token_delay_s": 0.05}}
+ENDLESS = CHAT | {"stream": True, "stand_in": {"tokens": 10_000, "token_delay_s": 0.05}}
+
+
+@in_a_loop
+async def test_a_signal_refuses_what_is_new_lets_finish_what_runs_and_ends_the_herd(site: Site) -> None:
+    async with site.run() as app:
+        stopped = asyncio.ensure_future(app.until_stopped())
+        running, idle = await RawClient.connect(site.port), await RawClient.connect(site.port)
+        idle.send(request("/ping"))
+        assert (await read_reply(idle)).status == 200
+        running.send(request("/v1/chat/completions", SLOW, key=ALICE))
+        assert (await read_head(running)).status == 200
+        pid = app.fleet.statuses()["demo"].extra["pid"]
+        os.kill(os.getpid(), signal.SIGTERM)
+        await eventually(lambda: app.phase is Phase.DRAINING, "the signal is heard")
+        assert await idle.rest() == b""
+        refusal = await site.ask("/v1/chat/completions", CHAT)
+        assert (refusal.status, refusal.error["code"]) == (503, "shutting_down")
+        assert refusal.header("connection") == "close"
+        assert (await site.ask("/ping")).status == 503
+        assert site.status()["phase"] == "draining"
+        assert (await running.rest()).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+        await stopped
+        assert not is_running(int(str(pid)))
+        assert site.health_pid() is None
+    assert log_text(site).splitlines()[-1].endswith("INFO    stopped")
+
+
+@in_a_loop
+async def test_a_second_signal_hurries(site: Site) -> None:
+    async with site.run() as app:
+        stopped = asyncio.ensure_future(app.until_stopped())
+        running = await RawClient.connect(site.port)
+        running.send(request("/v1/chat/completions", ENDLESS, key=ALICE))
+        assert (await read_head(running)).status == 200
+        os.kill(os.getpid(), signal.SIGINT)
+        await eventually(lambda: app.phase is Phase.DRAINING, "the first signal is heard")
+        assert not stopped.done()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await stopped
+        # What was cut says so.
+        assert b'"code": "upstream_error"' in await running.rest()
+
+
+@in_a_loop
+async def test_the_wait_for_what_runs_has_an_end(site: Site) -> None:
+    async with site.run(DRAIN_TIMEOUT_S="0.05") as app:
+        running = await RawClient.connect(site.port)
+        running.send(request("/v1/chat/completions", ENDLESS, key=ALICE))
+        assert (await read_head(running)).status == 200
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(app.until_stopped(), 10.0)
