@@ -1,4 +1,4 @@
-"""Try the VRAM guard on many random machines: python -m tests.simulate [SEED] [COUNT]
+"""Try the VRAM guard on many random machines: PYTHONPATH=scripts python -m tests.simulate [SEED] [COUNT]
 
 Prints the seed of the first world in which something goes wrong, and how it goes wrong. That seed with
 COUNT 1 shows it again.
@@ -15,13 +15,14 @@ COUNT = 10_000
 
 
 def main(arguments: list[str]) -> int:
-    first, count = (int(word) for word in (*arguments, *["1", str(COUNT)][len(arguments) :]))
+    first = int(arguments[0]) if arguments else 1
+    count = int(arguments[1]) if len(arguments) > 1 else COUNT
     for seed in range(first, first + count):
         try:
             World(seed).run()
         except Exception:
             traceback.print_exc()
-            print(f"SEED={seed} found a fault. Show it again: python -m tests.simulate {seed} 1")
+            print(f"SEED={seed} found a fault. Show it again: python -m tests.simulate {seed} 1", flush=True)
             return 1
     print(f"{count} worlds from SEED={first}: no fault")
     return 0

@@ -235,9 +235,7 @@ class Server:
         try:
             self._listener = socket.create_server(address, family=family, backlog=512)
         except OSError:
-            say(
-                f"srv         start: couldn't bind HTTP server socket, hostname: {address[0]}, port: {address[1]}"
-            )
+            say(f"srv  start: couldn't bind HTTP server socket, hostname: {self._host}, port: {address[1]}")
             say("srv  llama_server: exiting due to HTTP server error")
             sys.exit(1)
         # With --port 0 the kernel has chosen.

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from corral import errors
-from corral.drivers import tasks
-from corral.drivers.http_client import Address, BackendGone, HttpClient
+from corral.drivers import http_client, tasks
+from corral.drivers.http_client import UNREAD_MAX_BYTES, Address, BackendGone, HttpClient
 from corral.drivers.http_server import Exchange
 from corral.drivers.patrol import Patrol
 from corral.drivers.tasks import Bell
@@ -379,5 +379,60 @@ def test_an_unread_answer_is_not_gathered_without_bound() -> None:
             assert connection._reader.buffered_bytes < 1_000_000
             body = await answer.body(size)
             assert len(body) == size
+
+    run(work())
+
+
+def test_a_connection_whose_asker_left_meanwhile_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_client, "IDLE_MAX_S", 0.0)
+
+    async def work() -> None:
+        ends: list[BaseException | None] = []
+        opened, closed = asyncio.Event(), asyncio.Event()
+
+        async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            opened.set()
+            await reader.read()
+            closed.set()
+
+        async def connect_and_leave(*arguments: Any) -> Any:
+            made = await connect(*arguments)
+            # The client leaves in the moment in which its connection stands.
+            asking.throw(asyncio.CancelledError())
+            return made
+
+        async def ask_in_vain() -> None:
+            await ask(client, address)
+
+        async with scripted(silent) as (client, address):
+            loop = asyncio.get_running_loop()
+            connect = loop.create_connection
+            monkeypatch.setattr(loop, "create_connection", connect_and_leave)
+            asking = tasks.Strand(ask_in_vain(), ends.append)
+            asking.step()
+            await asyncio.wait_for(opened.wait(), 5)
+            await asyncio.wait_for(closed.wait(), 5)
+        assert [type(end) for end in ends] == [asyncio.CancelledError]
+
+    run(work())
+
+
+def test_a_head_in_two_pieces_with_much_behind_it_does_not_stop_the_pouring() -> None:
+    size = UNREAD_MAX_BYTES + 1
+    body = b"x" * size
+
+    async def work() -> None:
+        async with scripted(answering()) as (client, address):
+            asked = tasks.outcome(ask_and_pour(client, address))
+            while not client._open.get(address):
+                await asyncio.sleep(0)
+            (connection,) = client._open[address]
+            while not connection._answering:
+                await asyncio.sleep(0)
+            connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Len")
+            connection.data_received(b"gth: %d\r\n\r\n" % (size + 1) + body)
+            assert connection.transport.is_reading()
+            connection.data_received(b"y")
+            assert await asked == body + b"y"
 
     run(work())

@@ -68,7 +68,7 @@ def hopeless(
 @pytest.fixture
 def start_machine(tmp_path: Path, stand_in: Path) -> Iterator[StartMachine]:
     """A machine with GPUs, and a gateway that is up: start_machine({"GPU-a": mib}, {"a": takes(mib)})."""
-    machines = []
+    machines: list[Machine] = []
 
     def start(gpus: Mapping[str, int], models: Mapping[str, Any], **options: Any) -> Machine:
         machines.append(Machine(tmp_path / f"machine-{len(machines)}", stand_in, gpus, models, **options))

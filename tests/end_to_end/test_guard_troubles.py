@@ -157,7 +157,7 @@ def test_whatever_is_asked_for_no_gpu_is_ever_promised_twice(
         driver=driver,
     )
     with ThreadPoolExecutor(8) as clients:
-        asked = islice(cycle("abacedbdce"), 40)
+        asked = islice(cycle("abacedbdce"), 30)
         answers = list(clients.map(lambda model: machine.corral.ask(CHAT, chat(model)), asked))
     assert {content(answer) for answer in answers} == {TEXT}
     assert [machine.events("out_of_memory", name) for name in sizes_mib] == [[]] * len(sizes_mib)

@@ -148,7 +148,7 @@ def test_a_model_that_is_still_loading_does_not_hold_up_the_end(
         assert connection.hear().error()["code"] == "shutting_down"
     began = time.monotonic()
     assert corral.wait_until_ended() == 0
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5
     assert_nothing_is_left(corral)
 
 

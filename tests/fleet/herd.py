@@ -7,7 +7,7 @@ the fleet hears of it within that very call. So every interleaving can be writte
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -21,8 +21,10 @@ from corral.fleet.engines import Death
 from corral.metrics import Metrics
 from corral.policy.guard import Decision, Impossible, Place
 from corral.policy.liveness import Sample
+from corral.policy.memory_report import Report
 from corral.policy.placement import Kind, Placement
-from corral.policy.scheduler import ModelLimits
+from corral.policy.plan import Plan
+from corral.policy.scheduler import ModelLimits, Outlook
 from tests.in_a_loop import DEADLINE_S, turns
 from tests.waiting import eventually
 
@@ -184,6 +186,15 @@ class FakeMemory:
 
     def look(self) -> Sequence[str]:
         return ()
+
+    async def study(self, models: Iterable[str]) -> None:
+        pass
+
+    def plan(self, models: Iterable[str], outlook: Outlook) -> list[Plan]:
+        return []
+
+    def report(self) -> Report:
+        return Report((), (), None)
 
     def publish(self) -> None:
         pass

@@ -177,7 +177,7 @@ async def test_a_stop_while_loading_ends_the_load(tmp_path: Path) -> None:
 async def test_who_does_not_listen_to_sigterm_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("corral.drivers.llama_process.LlamaProcess.stop.__defaults__", (0.1, 10.0))
+    monkeypatch.setattr("corral.fleet.engines.STOP_PATIENCE_S", 0.1)
     yard = Yard(tmp_path, ignore_sigterm="true")
     async with yard.open() as engines:
         engine = await yard.start(engines)

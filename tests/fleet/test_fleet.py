@@ -264,6 +264,16 @@ async def test_a_model_that_is_named_twice_is_preloaded_once(herd: Herd) -> None
 
 
 @with_herd()
+async def test_a_preload_that_somebody_ejects_before_it_is_up_holds_up_nobody(herd: Herd) -> None:
+    herd.fleet.preload(("a",))
+    assert herd.fleet.eject("a")
+    assert not herd.fleet.preload_settled
+    herd.engines.of("a").ends("exit code 0")
+    assert herd.state("a") == "off"
+    assert herd.fleet.preload_settled
+
+
+@with_herd()
 async def test_a_request_may_be_faster_than_the_preload(herd: Herd) -> None:
     client = herd.ask("a")
     herd.fleet.preload(("a",))

@@ -93,6 +93,19 @@ async def test_an_end_that_was_asked_for_is_no_death(herd: Herd) -> None:
     assert herd.state("a") == "off"
 
 
+@with_herd(idle_timeout_s=10.0)
+async def test_only_a_start_that_follows_a_death_is_a_restart(herd: Herd) -> None:
+    engine = await herd.ready("a")
+    engine.ends("killed by SIGKILL")
+    herd.pass_time(1.3)
+    herd.engines.of("a").answers()
+    assert herd.sample("router_model_restarts_total", model="a") == 1
+    herd.pass_time(10.0)
+    herd.engines.of("a").ends("exit code 0")
+    await herd.ready("a")
+    assert herd.sample("router_model_restarts_total", model="a") == 1
+
+
 @with_herd()
 async def test_the_pause_between_two_tries_grows_and_holds(herd: Herd) -> None:
     herd.ask("a")

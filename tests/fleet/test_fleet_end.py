@@ -109,3 +109,29 @@ def test_the_fleets_clock_ticks_until_the_end(monkeypatch: pytest.MonkeyPatch) -
         await running
 
     asyncio.run(play(Herd(monkeypatch, idle_timeout_s=60.0), scenario))
+
+
+def test_a_tick_that_fails_is_not_the_last_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("corral.fleet.fleet.TICK_S", 0.0)
+
+    async def scenario(herd: Herd) -> None:
+        looks = 0
+
+        def look() -> tuple[str, ...]:
+            nonlocal looks
+            looks += 1
+            if looks == 1:
+                raise OSError("no such device")
+            return ()
+
+        monkeypatch.setattr(herd.memory, "look", look)
+        running = tasks.outcome(herd.fleet.run())
+        herd.ask("a")
+        await eventually(lambda: looks > 1, "the clock goes on")
+        await herd.stop()
+        await running
+
+    asyncio.run(play(Herd(monkeypatch), scenario))
+    assert "the fleet's clock stumbled" in caplog.text

@@ -130,3 +130,18 @@ async def test_a_death_for_want_of_memory_is_tried_once_more_at_once_and_who_wai
     assert herd.fleet.preload_settled
     await turns()
     assert client.is_served
+
+
+@with_herd()
+async def test_a_preload_that_ran_out_of_memory_and_has_no_place_any_more_counts_as_settled(
+    herd: Herd,
+) -> None:
+    herd.memory.retries.add("a")
+    herd.fleet.preload(("a",))
+    herd.engines.of("a").death = Death.MEMORY
+    herd.engines.of("a").ends()
+    herd.memory.says["a"] = NEVER
+    assert not herd.fleet.preload_settled
+    herd.pass_time(0.0)
+    assert herd.state("a") == "off"
+    assert herd.fleet.preload_settled

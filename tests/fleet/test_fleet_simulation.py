@@ -1,22 +1,27 @@
-"""The fleet in all weathers: arrivals, departures, deaths, stops and the guard's moods as chance will have it."""
+"""The fleet in all weathers: arrivals, departures, deaths, stops and moods of the guard, as chance has it."""
 
 from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 
 import pytest
 
 from corral.fleet import EngineDied
+from corral.policy.guard import Decision, EvictFirst, Impossible, Place, Reason, Wait
 from corral.policy.lifecycle import RESIDENT
-from tests.fleet.herd import FakeEngine, Herd, play
+from tests.fleet.herd import SOMEWHERE, FakeEngine, Herd, play
 from tests.in_a_loop import turns
 
 RESIDENT_WORDS = {state.value for state in RESIDENT}
 
 
 class Weather:
-    """Arrivals, departures, starts, deaths and stops in an order that chance decides."""
+    """Arrivals, departures, starts, deaths and stops in an order that chance decides.
+
+    Where the queue has no time limit worth the name, nobody is rescued from waiting for ever by the clock.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
         self.luck = random.Random(seed)
@@ -28,10 +33,12 @@ class Weather:
             self.slots,
             models_max=self.models_max,
             idle_timeout_s=self.luck.choice([None, 20.0]),
-            queue_timeout_s=60.0,
+            queue_timeout_s=self.luck.choice([60.0, 10.0**9]),
             queue_max=5,
         )
         self.herd.engines.is_slow = True
+        self.moods = 0.0
+        monkeypatch.setattr(self.herd.memory, "decide", self.decide)
 
     def check(self) -> None:
         resident = [name for name, word in self.herd.states().items() if word in RESIDENT_WORDS]
@@ -42,12 +49,25 @@ class Weather:
             assert len(living) <= 1
             assert not living or name in resident
 
+    def decide(self, model: str, idle: Sequence[str], busy: Sequence[str]) -> Decision:
+        """The guard's word: a place, or one of its reasons to have none yet, or none ever."""
+        if self.luck.random() >= self.moods:
+            return Place(SOMEWHERE)
+        if idle and self.luck.random() < 0.3:
+            return EvictFirst((self.luck.choice(idle),))
+        if self.luck.random() < 0.1:
+            return Impossible(model, 1, 1, 1, 1, False, False, (), (), {})
+        return Wait(self.luck.choice(list(Reason)), tuple(busy[:1]))
+
     def engines(self) -> list[FakeEngine]:
         return [engine for engine in self.herd.engines.started if engine.alive]
 
     async def happens(self, arrivals: float, faults: float) -> None:
         """One thing of each kind, or not; and sometimes a turn of the loop, in which the woken run."""
         luck, herd = self.luck, self.herd
+        self.moods = faults
+        if luck.random() < faults / 10:
+            luck.choice([herd.fleet.eject, herd.fleet.reset])(luck.choice(herd.models))
         if luck.random() < arrivals:
             herd.ask(luck.choice(herd.models))
         if (clients := [client for client in herd.clients if not client.is_over]) and luck.random() < 0.4:

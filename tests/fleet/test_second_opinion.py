@@ -118,7 +118,8 @@ class Stage:
         monkeypatch.setattr(second_opinion_module, "PAUSE_S", 0.001)
         monkeypatch.setattr(second_opinion_module, "PAUSE_S_MAX", 0.001)
         monkeypatch.setattr(second_opinion_module, "FitParams", Planner)
-        Planner.started = self.started = []
+        self.started: list[Planner] = []
+        Planner.started = self.started
         self.known = known if known is not None else {}
         self.memory = Memory(gpus, self.known)
         self.opinions = SecondOpinions(

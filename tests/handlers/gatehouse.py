@@ -15,14 +15,13 @@ from typing import Any, NamedTuple
 from corral.catalogue import Catalogue, Model
 from corral.drivers import clock
 from corral.drivers.http_client import Address, HttpClient
-from corral.drivers.http_server import Exchange, HttpServer
+from corral.drivers.http_server import HttpServer
 from corral.drivers.listening import listen_sockets
 from corral.drivers.patrol import Patrol
 from corral.fleet import Engine, Fleet
 from corral.formats import http1, key_file, prometheus_text
 from corral.formats.status import Phase, StatusDocument
 from corral.handlers import replies
-from corral.handlers.call import Call
 from corral.handlers.gate import Gate
 from corral.handlers.record import Recorder
 from corral.handlers.routes import Routes
@@ -374,37 +373,3 @@ async def read_head(client: RawClient) -> Reply:
     lines = (await client.until(b"\r\n\r\n")).decode("latin-1").split("\r\n")
     pairs = (line.partition(": ") for line in lines[1:] if line)
     return Reply(int(lines[0].split(" ")[1]), [(name.lower(), value) for name, _, value in pairs], b"")
-
-
-class NoWire:
-    """What carries an exchange that goes nowhere: keeps what is sent."""
-
-    client = "192.0.2.7"
-    write_paused = False
-    body_max_bytes = 1000
-    closing = False
-
-    def __init__(self) -> None:
-        self.reader = http1.RequestReader(http1.Limits())
-        self.sent = b""
-
-    def date(self) -> bytes:
-        return b"now"
-
-    def send(self, data: bytes) -> None:
-        self.sent += data
-
-    async def more_body(self) -> None:
-        raise AssertionError("nobody sends more")
-
-    async def writable(self) -> None:
-        pass
-
-
-def call_for(sent: bytes) -> tuple[Call, NoWire]:
-    """A request as handlers get it, without a connection."""
-    wire = NoWire()
-    wire.reader.feed(sent)
-    head = wire.reader.next_event()
-    assert isinstance(head, http1.RequestHead)
-    return Call(Exchange(wire, head)), wire

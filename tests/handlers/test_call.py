@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from corral.handlers.call import request_id
-from tests.handlers.gatehouse import call_for, request
+from tests.handlers.gatehouse import request
+from tests.handlers.unwired import call_for
 
 
 def test_a_call_begins_with_its_id_as_the_first_header_of_every_answer() -> None:

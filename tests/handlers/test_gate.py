@@ -10,7 +10,8 @@ from corral import errors
 from corral.formats.key_file import Role
 from corral.handlers.gate import Gate
 from corral.policy.authentication import Principal
-from tests.handlers.gatehouse import KEY, Gatehouse, call_for, request
+from tests.handlers.gatehouse import KEY, Gatehouse, request
+from tests.handlers.unwired import call_for
 from tests.models import a_model
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from corral import errors
 from corral.handlers import replies
-from tests.handlers.gatehouse import call_for, request
+from tests.handlers.gatehouse import request
+from tests.handlers.unwired import call_for
 
 
 def test_a_document_is_json_with_its_length_and_the_calls_own_headers() -> None:

@@ -93,7 +93,8 @@ class Process:
     busy: bool = True
     used_at: float = 0.0
     gives_back_at: float = 0.0
-    crossed: bool = False  # whether another one died in its time, with its memory on the way back
+    unseen: bool = False  # whether it died with more than it was last seen to have
+    crossed: bool = False  # whether another one did so in its time
     released: bool = False
 
     def uses(self, id: str) -> int:
@@ -122,7 +123,7 @@ class Process:
 
 def random_machines(chance: random.Random) -> list[Machine]:
     """No GPU to four, of one kind of listing, and the host."""
-    listing = chance.choice(list(Listing)) if chance.random() < 0.6 else Listing.SHOWN
+    listing = chance.choice(list(Listing)) if chance.random() < 0.7 else Listing.SHOWN
     machines = []
     for index in range(chance.choice((0, 1, 1, 2, 2, 3, 4))):
         total = chance.randrange(4, 49) * GIB

@@ -136,8 +136,9 @@ class World:
         # The driver takes its time.
         process.gives_back_at = self._now + self._chance.uniform(0.0, 1.5)
         self._books.reaped(process.model, self._now)
+        process.unseen = not process.measured or process.breath != 1.0
         for other in self._processes.values():
-            other.crossed |= other is not process
+            other.crossed |= process.unseen and other is not process
 
     def _stop(self, process: Process) -> None:
         process.phase = Phase.STOPPING
@@ -165,6 +166,7 @@ class World:
         process = self._any_of((Phase.READY,))
         if process and process.measured and self._shown:
             process.breath = self._chance.choice((0.5, 1.0))
+            self._observe()
 
     def _change_foreign(self) -> None:
         """Another program comes or goes; it gets no more than there is."""
@@ -254,6 +256,7 @@ class World:
         words = self._parts.guard
         match decision:
             case words.Place(where):
+                self._check_quality(name, where.layers, idle, busy)
                 self._spawn(name, where)
             case words.EvictFirst(victims):
                 self._check_victims(name, victims, idle, busy)
@@ -262,7 +265,7 @@ class World:
             case words.Wait(reason, on):
                 self._check_wait(name, reason.name, on, idle, busy)
             case _:
-                self._check_impossible(name, idle, busy)
+                self._check_quality(name, -1, idle, busy)
         return decision
 
     def _spawn(self, name: str, where: Placement) -> None:
@@ -278,7 +281,7 @@ class World:
         needs = {id: int(need * model.truth / model.raised) for id, need in where.needs.items()}
         mapped = self._chance.choice((0.0, 0.9))
         grown = self._chance.choice((0.0, 0.05, 0.05))
-        crossed = any(each.phase is Phase.DEAD for each in self._processes.values())
+        crossed = any(each.unseen for each in self._processes.values())
         process = Process(name, self._pid, self._now, where.needs, needs, mapped, grown, crossed=crossed)
         self._processes[name] = process
         self._books.spawned(name, self._pid)
@@ -373,11 +376,14 @@ class World:
             short = self._layers(name, idle) < self._layers(name, (*idle, *busy))
             self._demand(short, f"{name} waits ({reason}) though idle models could make room")
 
-    def _check_impossible(self, name: str, idle: Sequence[str], busy: Sequence[str]) -> None:
-        disturbed = any(machine.disturbed_at for machine in self._machines.values())
-        if self._knows_all or (self._honest and not disturbed and not self._strange):
-            possible = self._layers(name, (*self._leaving, *idle, *busy)) >= 0
-            self._demand(not possible, f"{name} is said to be impossible and is not")
+    def _check_quality(self, name: str, layers: int, idle: Sequence[str], busy: Sequence[str]) -> None:
+        """It gets so many layers on GPUs; -1: it's refused. Can it have more, once whoever may go is gone?"""
+        disturbed_at = max(machine.disturbed_at for machine in self._machines.values())
+        processes = self._processes.values()
+        undisturbed = all(each.began_at > disturbed_at and not each.released for each in processes)
+        if self._knows_all or (self._honest and undisturbed and not self._strange):
+            possible = self._layers(name, (*self._leaving, *idle, *busy))
+            self._demand(layers >= possible, f"{name} could have {possible} layers and gets {layers}")
 
     # The end -----------------------------------------------------------------------------------
 

@@ -164,7 +164,7 @@ def test_a_loaded_model_is_measured_and_the_rest_of_its_reservation_comes_free(d
     assert desk.books.unsettled == ("m",)
     assert desk.see(5 + 8, {1: 8}) == News((Measurement("m", {GPU: 8 * GIB}),), ())
     assert desk.room() == 32 - 1 - 5 - 8
-    assert desk.books.unsettled == ()
+    assert not desk.books.unsettled
     assert desk.see(5 + 8, {1: 8}) == NOTHING_NEW
 
 
@@ -410,7 +410,7 @@ def test_a_device_that_cannot_be_read_has_no_account_and_is_gone_after_a_while(d
     assert [account.id for account in desk.books.accounts()] == [HOST]
     assert desk.books.unreadable == (GPU,)
     desk.books.observe([host], desk.now + GONE_AFTER_S)
-    assert desk.books.unreadable == ()
+    assert not desk.books.unreadable
     assert desk.books.has_gpus
 
 

@@ -77,7 +77,10 @@ class Machine:
         return decision.placement
 
     def load(self, name: str, wanted: Model) -> None:
-        placement = self.begin(name, wanted)
+        self.come_up(name, self.begin(name, wanted))
+
+    def come_up(self, name: str, placement: Placement) -> None:
+        """It takes what it was said to take, and is ready."""
         for id, need in placement.needs.items():
             self.processes[id][ord(name[0])] = need
         self.guard.loaded(name)
@@ -228,6 +231,15 @@ def test_where_processes_are_hidden_one_load_follows_the_other() -> None:
     machine = Machine(shows_processes=False)
     machine.begin("a", model(10))
     assert machine.ask(model(10), busy=["a"]) == Wait(Reason.LOADING, ("a",))
+
+
+def test_where_processes_are_hidden_nobody_is_evicted_beside_a_load() -> None:
+    machine = Machine(shows_processes=False)
+    machine.load("a", model(10))
+    placement = machine.begin("b", model(10))
+    assert machine.ask(model(20), idle=["a"]) == Wait(Reason.LOADING, ("b",))
+    machine.come_up("b", placement)
+    assert machine.ask(model(20), idle=["a"]) == EvictFirst(("a",))
 
 
 def test_where_processes_are_hidden_another_gpu_is_not_waited_for() -> None:

@@ -296,6 +296,18 @@ class TestTheGuardsWord:
         assert isinstance(refused, Refuse)
         assert refused.error.code == "insufficient_vram"
 
+    def test_a_whole_queue_is_refused_with_one_question(self) -> None:
+        guard = Guarded()
+        herd = guarded(guard)
+        guard.says["a"] = Wait(Reason.FOREIGN, ())
+        waiting = [arrive(herd, "a", float(now))[0] for now in range(3)]
+        guard.says["a"] = Impossible("a", 1, 1, 1, 1, True, False, (), (), {})
+        guard.asked.clear()
+        assert [action.ticket for action in herd.reconsider(4.0) if isinstance(action, Refuse)] == waiting
+        assert herd.depth("a") == 0
+        assert [herd.depart(ticket, 5.0) for ticket in waiting] == [[], [], []]
+        assert len(guard.asked) == 1
+
     def test_foreign_memory_drives_idle_models_out(self) -> None:
         guard = Guarded()
         herd = guarded(guard)

@@ -133,6 +133,9 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
+        # Whoever wanted it may have left while it was made. Unless somebody asks, it goes like an idle one.
+        self._deadline = clock.monotonic() + IDLE_MAX_S
+        self._client.enter(self)
 
     def data_received(self, data: bytes) -> None:
         if not self._answering:
@@ -182,7 +185,7 @@ class ClientConnection(asyncio.Protocol):
         """Send a request; return when the head of its answer is here."""
         self._heard = False
         if self.transport.is_closing():
-            raise self._lost(None)
+            raise self._error or self._lost(None)
         self._answering, self._poured = True, False
         self._silence_s, self._on_silence = silence_s, on_silence
         self._deadline = clock.monotonic() + silence_s
@@ -195,6 +198,7 @@ class ClientConnection(asyncio.Protocol):
             raise
         assert isinstance(head, http1.ResponseHead)
         self._keep_alive = head.keep_alive
+        self.resume()  # what came together with the head may have been too much to read on
         return Answer(self, head)
 
     async def next_event(self) -> http1.Event:
@@ -260,9 +264,8 @@ class ClientConnection(asyncio.Protocol):
         self.transport.abort()
 
     def cut(self) -> None:
-        """Close, and tell whoever still waits for an answer."""
-        if self._answering:
-            self._fail(errors.UpstreamError(f"The backend at {self.address} was stopped."))
+        """Close, and tell whoever waits for an answer, or is about to ask."""
+        self._fail(errors.UpstreamError(f"The backend at {self.address} was stopped."))
         self.transport.abort()
 
     def check(self, now: float) -> None:
@@ -329,9 +332,11 @@ class HttpClient:
             _transport, connection = await tasks.as_task(asyncio.wait_for(connect, CONNECT_TIMEOUT_S))
         except (OSError, TimeoutError) as error:
             raise BackendGone(f"No connection to the backend at {address}: {error}.") from error
-        self._open.setdefault(address, set()).add(connection)
-        self._patrol.join(connection)
         return connection
+
+    def enter(self, connection: ClientConnection) -> None:
+        self._open.setdefault(connection.address, set()).add(connection)
+        self._patrol.join(connection)
 
     def keep(self, connection: ClientConnection) -> None:
         idle = self._idle.setdefault(connection.address, [])

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Protocol
 
 from corral import errors
-from corral.catalogue import Catalogue
+from corral.catalogue import Catalogue, Model
 from corral.drivers import clock, model_files, process_facts, tasks
 from corral.drivers.http_client import Address, HttpClient
 from corral.drivers.llama_process import LlamaProcess, exit_in_words
@@ -180,6 +180,34 @@ class LlamaEngine:
         return self._process.tail(lines)
 
 
+def command(
+    model: Model,
+    settings: Settings,
+    binary: str,
+    address: Address,
+    *,
+    gpu_layers: int | None = None,
+    tensor_split: Sequence[int] = (),
+) -> tuple[str, ...]:
+    """The command line of a model's llama-server; without a placement, as the settings alone have it."""
+    return launch.command(
+        model,
+        llama_server=binary,
+        gpu_layers=gpu_layers,
+        tensor_split=tensor_split,
+        host=address.host,
+        port=address.port,
+        default_parallel=settings.herd.default_parallel,
+        threads=settings.herd.cpu_threads,
+        flash_attention=settings.herd.flash_attention,
+    )
+
+
+def plain_command(model: Model, settings: Settings) -> tuple[str, ...]:
+    """One for predictions: which program it is, and where it listens, makes no difference to those."""
+    return command(model, settings, "llama-server", Address(settings.herd.backend_host, 0))
+
+
 class LlamaEngines:
     """Starts llama-servers for the models of a catalogue."""
 
@@ -222,7 +250,14 @@ class LlamaEngines:
         if binary is None:
             raise EngineDied("there is no llama-server: run `make engine`, or set LLAMA_SERVER_PATH")
         address = Address(self._settings.herd.backend_host, self._free_port())
-        argv = self.command(model, str(binary), address, placement)
+        argv = command(
+            self._catalogue.models[model],
+            self._settings,
+            str(binary),
+            address,
+            gpu_layers=placement.layers if self._has_gpus else None,
+            tensor_split=placement.tensor_split,
+        )
         log = self._logs.open(f"llama-{self._log_name(model)}", "server")
         log.write(f"[corral] {shlex.join(argv)}\n".encode("utf-8", "replace"))
         try:
@@ -233,25 +268,8 @@ class LlamaEngines:
         tasks.spawn(self._free_port_at_exit(process, address.port), f"the port of {model}")
         return LlamaEngine(process, address, self._client)
 
-    def command(
-        self, model: str, binary: str, address: Address, placement: Placement | None = None
-    ) -> tuple[str, ...]:
-        """The command line; without a placement, as the settings alone would have it."""
-        return launch.command(
-            self._catalogue.models[model],
-            llama_server=binary,
-            gpu_layers=placement.layers if placement is not None and self._has_gpus else None,
-            tensor_split=placement.tensor_split if placement is not None else (),
-            host=address.host,
-            port=address.port,
-            default_parallel=self._settings.herd.default_parallel,
-            threads=self._settings.herd.cpu_threads,
-            flash_attention=self._settings.herd.flash_attention,
-        )
-
     def plain_command(self, model: str) -> tuple[str, ...]:
-        """What the settings alone say, for predictions: where it listens makes no difference to those."""
-        return self.command(model, "llama-server", Address(self._settings.herd.backend_host, 0))
+        return plain_command(self._catalogue.models[model], self._settings)
 
     def surroundings(self, placement: Placement) -> Mapping[str, str]:
         """The environment of a process: it sees the GPUs that it was given, by UUID, and no other."""

@@ -18,7 +18,7 @@ import logging
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
@@ -35,6 +35,7 @@ from corral.formats.status import ModelState, ModelStatus
 from corral.metrics import Metrics
 from corral.policy.lifecycle import RESIDENT, Deaths, Event, next_state
 from corral.policy.placement import Placement
+from corral.policy.plan import Plan
 from corral.policy.scheduler import Action, Drain, Grant, Load, ModelLimits, Refuse, Scheduler, Stop, Ticket
 
 log = logging.getLogger("corral.fleet")
@@ -65,7 +66,7 @@ class Fleet:
         self._actions: deque[Action] = deque()
         self._is_acting = False
         self._engines = engines
-        self._memory = memory
+        self.memory = memory
         self._metrics = metrics
         self._idle_timeout_s = idle_timeout_s
         self._queue_timeout_s = queue_timeout_s
@@ -126,10 +127,12 @@ class Fleet:
         return {model.name: self._status(model) for model in self._models.values()}
 
     def _status(self, model: ManagedModel) -> ModelStatus:
-        return status(model, self._memory.held_bytes(model.name))
+        return status(model, self.memory.held_bytes(model.name))
 
-    def publish_memory(self) -> None:
-        self._memory.publish()
+    async def plan(self, models: Sequence[str]) -> list[Plan]:
+        """What would become of a request for each of these. Nothing is changed, and nothing loaded."""
+        await self.memory.study(models)
+        return self.memory.plan(models, self._scheduler.outlook())
 
     def watch(self) -> AbstractContextManager[Onlooker]:
         """Follow every change from now on, until the end of the block."""
@@ -216,7 +219,11 @@ class Fleet:
         """Look at the fleet's own deadlines a few times a second, until it is stopped."""
         while not self._closing:
             await asyncio.sleep(TICK_S)
-            self.tick(clock.monotonic())
+            try:
+                self.tick(clock.monotonic())
+            except Exception:
+                # Without the clock nobody's waiting would ever end.
+                log.exception("the fleet's clock stumbled")
 
     def tick(self, now: float) -> None:
         if self._closing:
@@ -229,9 +236,9 @@ class Fleet:
                 self._try_again(model)
         if self._idle_timeout_s is not None:
             self._carry_out(self._scheduler.unload_idle(now, self._idle_timeout_s))
-        if self._memory.restless or self._leases or now - self._looked_at >= self._look_every_s:
+        if self.memory.restless or self._leases or now - self._looked_at >= self._look_every_s:
             self._looked_at = now
-            self._memory.look()
+            self.memory.look()
             self._carry_out(self._scheduler.reconsider(now))
             self._go_on_preloading()
 
@@ -262,8 +269,7 @@ class Fleet:
     def _act(self, action: Action) -> None:
         match action:
             case Grant(ticket):
-                if ticket in self._leases:  # it may have left meanwhile
-                    self._leases[ticket].settle()
+                self._leases[ticket].settle()
             case Refuse(ticket, error):
                 self._refuse(ticket, error)
             case Load(name, placement):
@@ -301,9 +307,11 @@ class Fleet:
         self._announce(Change(model.name, self._status(model)))
         if model.state is ModelState.STARTING:
             model.load_began_at = clock.monotonic()
-            tasks.spawn(keep(model, self._engines, self._memory, self), f"the keeper of {model.name}")
+            tasks.spawn(keep(model, self._engines, self.memory, self), f"the keeper of {model.name}")
+        elif model.state is ModelState.OFF:
+            model.settled = True  # ejected before it was up, or no more tries: nothing to wait for
         elif model.state is ModelState.STOPPING and model.engine is not None:
-            tasks.spawn(end(model, model.engine, self._memory), f"the end of {model.name}")
+            tasks.spawn(end(model, model.engine, self.memory), f"the end of {model.name}")
 
     def _announce(self, *changes: Change) -> None:
         """Tell everybody who looks on; without a change, that something about the whole is new."""
@@ -350,7 +358,7 @@ class Fleet:
         if self._is_curable(model):
             # Once more at once. Who waits, waits on.
             model.died_loading, model.retry_at, model.settled = False, now, False
-        self._memory.gone(model.name, reaped=True)
+        self.memory.gone(model.name, reaped=True)
         model.engine = model.watchman = None
         model.good_spell_s = 0.0
         log.warning("%s died (%d): %s", model.name, model.deaths.count, model.last_words)
@@ -366,7 +374,7 @@ class Fleet:
         death = model.engine.died_of() if model.died_loading and model.engine is not None else Death.OTHER
         if death is Death.MEMORY:
             log.warning("%s ran out of memory; more is reserved for it from now on", model.name)
-            return self._memory.ran_out(model.name)
+            return self.memory.ran_out(model.name)
         return death is Death.PORT
 
     # The end -----------------------------------------------------------------------------------

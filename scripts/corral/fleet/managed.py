@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,8 +13,10 @@ from corral.fleet.engines import Engine
 from corral.fleet.watchman import Watchman
 from corral.formats.status import ModelState, ModelStatus
 from corral.policy.lifecycle import Deaths
+from corral.policy.memory_report import Report
 from corral.policy.placement import Placement
-from corral.policy.scheduler import Admission, Ticket
+from corral.policy.plan import Plan
+from corral.policy.scheduler import Admission, Outlook, Ticket
 
 MIB = 1 << 20
 
@@ -65,6 +67,15 @@ class Memory(Admission, Protocol):
 
     def look(self) -> Sequence[str]:
         """Read every device now. The models whose memory has come back."""
+
+    async def study(self, models: Iterable[str]) -> None:
+        """Read what has to be read before anything can be said about these, holding up nobody."""
+
+    def plan(self, models: Iterable[str], outlook: Outlook) -> list[Plan]:
+        """What would become of a request for each of these now."""
+
+    def report(self) -> Report:
+        """How the memory stands now."""
 
     def publish(self) -> None:
         """Put the figures of the last reading into the metrics."""

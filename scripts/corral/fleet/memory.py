@@ -9,33 +9,32 @@ A model that has loaded is measured, and what was found is remembered for its ne
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from corral import errors
 from corral.catalogue import Catalogue
-from corral.drivers import clock, host_memory, model_files, process_facts, process_memory
+from corral.drivers import clock, process_facts
 from corral.drivers.gpu_probe import GpuProbe, GpuReading
 from corral.drivers.learned_store import LearnedStore
-from corral.formats.gguf import GgufError
+from corral.fleet.devices import read_gpus, read_host
+from corral.fleet.footprints import measure_out
 from corral.metrics import Metrics
 from corral.policy import guard as guarding
+from corral.policy import plan
 from corral.policy.commitments import Commitments, Device, Measurement
-from corral.policy.fingerprint import FileFacts, fingerprint
-from corral.policy.footprint import PredictedFootprint, UnknownFootprint
+from corral.policy.footprint import AnyFootprint, PredictedFootprint, UnknownFootprint
 from corral.policy.guard import Decision, Guard, Impossible
 from corral.policy.learning import Learned, LearnedKey, error_ratio
-from corral.policy.memory import Unpredictable, predict, read_options
+from corral.policy.memory_report import Holding, Report
 from corral.policy.placement import HOST, Placement, choose
-from corral.policy.visibility import usable
+from corral.policy.plan import Plan
+from corral.policy.scheduler import Outlook
 from corral.settings import Allocation, Settings
 
 log = logging.getLogger("corral.memory")
 
-# Where the kernel does not say how much memory there is, nothing can be guarded.
-UNGUARDED_BYTES = 1 << 50
-HOST_INDEX = 1 << 16
 # After a start, or a model that was wanted, more of the same kind is to be expected.
 QUIET_S = 3.0
 
@@ -64,7 +63,7 @@ class FleetMemory:
         self._guard = Guard(
             self._books, settings.herd.allocation_strategy, cpu_fallback=settings.herd.cpu_fallback
         )
-        self._footprints: dict[str, PredictedFootprint | UnknownFootprint] = {}
+        self._footprints: dict[str, AnyFootprint] = {}
         self._placements: dict[str, Placement] = {}
         self._pids: dict[str, int] = {}
         self._candid: set[str] = set()  # GPUs whose lists of processes have shown one of ours
@@ -84,7 +83,7 @@ class FleetMemory:
         return self._guard.decide(model, self._footprint(model), idle=idle, busy=busy)
 
     def reserve(self, model: str, placement: Placement) -> None:
-        self._books.reserve(model, placement)
+        self._guard.reserve(model, placement)
         self._placements[model] = placement
 
     def relieve(self, idle: Sequence[str]) -> Sequence[str]:
@@ -177,22 +176,14 @@ class FleetMemory:
         return news.released
 
     def _devices(self) -> list[Device]:
-        # Before the whole, so that no part is newer than it.
-        processes = {pid: used for pid in self._pids.values() if (used := _anonymous_bytes(pid)) is not None}
-        memory = host_memory.read() or host_memory.HostMemory(UNGUARDED_BYTES, UNGUARDED_BYTES)
-        used = memory.total_bytes - memory.available_bytes
-        return [*self._gpus(), Device(HOST, HOST_INDEX, memory.total_bytes, used, processes)]
-
-    def _gpus(self) -> list[Device]:
-        if self._probe is None:
-            return []
-        readings = {reading.uuid: reading for reading in self._probe.read()}
-        herd = self._settings.herd
-        allowed = usable(tuple(readings), self._settings.visible_devices, herd.gpu_devices)
+        host = read_host(self._pids.values())
+        gpus = read_gpus(self._probe, self._settings) if self._probe is not None else []
         return [
-            Device(uuid, number, each.total_bytes, each.used_bytes, self._processes(each))
-            for number, uuid in enumerate(allowed)
-            if (each := readings[uuid])
+            *(
+                Device(each.uuid, number, each.total_bytes, each.used_bytes, self._processes(each))
+                for number, each in enumerate(gpus)
+            ),
+            host,
         ]
 
     def _processes(self, reading: GpuReading) -> Mapping[int, int] | None:
@@ -204,6 +195,43 @@ class FleetMemory:
         if reading.process_bytes and not reading.process_bytes.keys().isdisjoint(self._pids.values()):
             self._candid.add(reading.uuid)
         return reading.process_bytes if reading.uuid in self._candid else None
+
+    # For people --------------------------------------------------------------------------------
+
+    async def study(self, models: Iterable[str]) -> None:
+        """Have these models measured out, on another thread: it may take some 50 ms each."""
+        for name in models:
+            if name not in self._footprints:
+                self._footprints[name] = await asyncio.to_thread(self.measure_out, name)
+
+    def plan(self, models: Iterable[str], outlook: Outlook) -> list[Plan]:
+        """What would become of a request for each of these. Not a decision: nobody is disturbed by it."""
+        self.look()
+        busy = tuple(name for name in outlook.busy if name not in self._books.leaving)
+        return [self._plan(name, outlook._replace(busy=busy)) for name in models]
+
+    def _plan(self, model: str, outlook: Outlook) -> Plan:
+        footprint, accounts = self._footprint(model), self._books.accounts()
+        if model in self._books and model not in self._books.leaving:
+            return plan.of_loaded(model, footprint, self._placements[model], accounts)
+        return plan.foresee(model, footprint, self._guard, outlook, accounts)
+
+    def report(self) -> Report:
+        """How the memory stands now."""
+        self.look()
+        models = self._catalogue.models
+        held = [name for name in models if name in self._books]
+        return Report(
+            accounts=self._books.accounts(),
+            holdings=tuple(self._holding(name) for name in held),
+            smallest_bytes=min(
+                (each.size_bytes for each in models.values() if each.name not in held), default=None
+            ),
+        )
+
+    def _holding(self, model: str) -> Holding:
+        estimate = self._footprint(model).shares(self._placements[model])
+        return Holding(model, self._books.held(model), self._books.observed(model), estimate)
 
     def publish(self) -> None:
         """Figures for a scrape, from the last reading."""
@@ -265,41 +293,19 @@ class FleetMemory:
 
     # Footprints --------------------------------------------------------------------------------
 
-    def _footprint(self, name: str) -> PredictedFootprint | UnknownFootprint:
+    def _footprint(self, name: str) -> AnyFootprint:
         footprint = self._footprints.get(name)
         if footprint is None:
             footprint = self._footprints[name] = self.measure_out(name)
         return footprint
 
-    def measure_out(self, name: str) -> PredictedFootprint | UnknownFootprint:
-        """What a model will take, from its file and its command line."""
-        model = self._catalogue.models[name]
-        gpus = self._books.has_gpus
-        try:
-            shards = model_files.shard_paths(model.path)
-            headers = [model_files.read_header(path) for path in shards]
-            projector = model_files.read_header(model.mmproj) if model.mmproj is not None else None
-            options = read_options(self._command(name), self._environment)
-            prediction = predict(headers, options, projector=projector)
-            facts = [_file_facts(path) for path in shards]
-        except (OSError, GgufError, Unpredictable) as error:
-            log.info("%s can't be predicted, its file's size is taken for it: %s", name, error)
-            return UnknownFootprint(model.size_bytes, gpus=gpus)
-        return PredictedFootprint(
-            prediction,
-            fingerprint(facts),
+    def measure_out(self, name: str) -> AnyFootprint:
+        """What a model will take, read anew from its file and its command line."""
+        return measure_out(
+            self._catalogue.models[name],
+            self._command(name),
+            self._environment,
             self._recall,
-            gpus=gpus,
-            layers_fixed="n_gpu_layers" in model.in_flags,
+            gpus=self._books.has_gpus,
             multiplier=self._settings.herd.vram_multiplier,
         )
-
-
-def _file_facts(path: Path) -> FileFacts:
-    status = path.stat()
-    return FileFacts(path.name, status.st_size, status.st_mtime_ns)
-
-
-def _anonymous_bytes(pid: int) -> int | None:
-    memory = process_memory.read(pid)
-    return None if memory is None else memory.anonymous_bytes

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from corral import errors
 from corral.catalogue import Catalogue
 from corral.drivers.http_server import ClientGone, Exchange
-from corral.handlers import inference, management, models, replies, status
+from corral.handlers import inference, management, models, planning, replies, status
 from corral.handlers.call import Call
 from corral.handlers.gate import Gate
 
@@ -41,9 +41,11 @@ PATHS: dict[str, Route] = {
     "/healthz": get(status.is_alive),
     "/ready": get(status.is_ready),
     "/readyz": get(status.is_ready),
+    "/vram": get(planning.vram),
     "/v1/models": get(models.list_models),
     "/v1/models/load": post(management.load),
     "/v1/models/eject": post(management.eject),
+    "/v1/models/plan": post(planning.plan),
     "/v1/models/failed": get(management.failed),
     "/v1/models/status": get(management.all_statuses),
     "/v1/models/status/stream": get(management.status_stream),

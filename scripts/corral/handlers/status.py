@@ -60,7 +60,7 @@ async def metrics(gate: Gate, call: Call) -> None:
     for name in gate.catalogue.models:
         instruments.queue_depth.labels(name).set(gate.fleet.queue_depth(name))
         instruments.active_requests.labels(name).set(gate.fleet.running(name))
-    gate.fleet.publish_memory()
+    gate.fleet.memory.publish()
     instruments.open_connections.set(gate.open_connections())
     instruments.log_lines_dropped.follow(gate.dropped_log_lines())
     instruments.record_process(*process_facts.own_usage())

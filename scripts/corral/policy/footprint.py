@@ -89,10 +89,12 @@ class PredictedFootprint:
 
     def would_fit(self, free: Mapping[str, int]) -> Suggestions:
         """What would fit instead, into so much free memory by device."""
-        gpus = [max(0, size) for id, size in free.items() if id != HOST]
+        gpus = sorted((max(0, size) for id, size in free.items() if id != HOST), reverse=True)
         multiplier = self._multiplier * self._scale
         if self.layer_count and gpus:
-            return what_would_fit(self.prediction, [max(gpus)], multiplier)
+            # Each takes a context of its own, so with one alone there may be more room than with all.
+            tries = (what_would_fit(self.prediction, some, multiplier) for some in (gpus[:1], gpus))
+            return max(tries, key=lambda found: (found.context_tokens or 0, found.gpu_layers or 0))
         return what_would_fit_on_host(self.prediction, max(0, free.get(HOST, 0)), multiplier)
 
     # What is learnt ----------------------------------------------------------------------------

@@ -136,10 +136,18 @@ class Guard:
         if enough(leaving):
             return Wait(Reason.RELEASING, leaving)
         if enough((*leaving, *idle)):
-            return EvictFirst(_as_few_as_will_do(idle, lambda chosen: enough((*leaving, *chosen))))
+            victims = _as_few_as_will_do(idle, lambda chosen: enough((*leaving, *chosen)))
+            return self._wait_beside(victims, accounts) or EvictFirst(victims)
         blocking = _as_few_as_will_do(busy, lambda chosen: enough((*leaving, *idle, *chosen)))
         broken = any(account.hoped_bytes < 0 for account in accounts)
         return Wait(Reason.FOREIGN if broken else Reason.BUSY, blocking)
+
+    def _wait_beside(self, victims: Sequence[str], accounts: Sequence[Account]) -> Wait | None:
+        """What these can't be evicted beside: a load on a GPU whose gains and losses can't be told apart."""
+        unsettled = self._commitments.unsettled
+        closed = {account.id for account in accounts if account.closed}
+        beside = any(not closed.isdisjoint(self._commitments.held(each)) for each in victims)
+        return Wait(Reason.LOADING, unsettled) if beside and unsettled else None
 
     def rehearse(
         self, model: str, footprint: Footprint, *, idle: Sequence[str], busy: Sequence[str]

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, fields, replace
+from typing import NamedTuple
 
 from corral.formats.size import amount
 from corral.policy.commitments import Account, Commitments, Device
-from corral.policy.fit import SMALL_CACHE, Suggestions
+from corral.policy.fit import Suggestions
 from corral.policy.footprint import AnyFootprint, Share
 from corral.policy.guard import EvictFirst, Guard, Impossible, Place, Reason, Wait, refusal
 from corral.policy.memory import Parts
-from corral.policy.placement import HOST, Kind, Placement
+from corral.policy.placement import Kind, Placement
 from corral.policy.scheduler import Outlook
 from corral.settings import Allocation
 
@@ -42,14 +42,15 @@ class Plan:
     message: str
     context_tokens: int | None  # of all slots together; None for a file that can't be read
     slots: int | None
+    layer_count: int  # meant for GPUs
     parts: Parts  # of the bare prediction, wherever they'd lie
     placement: Placement | None = None
     shares: tuple[Share, ...] = ()  # of the devices of the placement
-    names: Mapping[str, str] | None = None  # of devices, for people
+    names: Mapping[str, str] = field(default_factory=dict)  # of devices, for people
     evict: tuple[str, ...] = ()
     wait_for: tuple[str, ...] = ()
     impossible: Impossible | None = None
-    would_fit: Suggestions | None = None
+    would_fit: Suggestions | None = None  # in whole, where this is nowhere or not quite on GPUs
 
 
 class Company(NamedTuple):
@@ -98,21 +99,25 @@ def _placed(
     verdict: Verdict,
     footprint: AnyFootprint,
     placement: Placement | None,
-    accounts: Iterable[Account],
+    accounts: Sequence[Account],
 ) -> Plan:
     """A plan whose message lacks its end."""
     names = {account.id: account.name for account in accounts}
-    where = "" if placement is None else f" {_where(placement, footprint, names)}"
+    rooms = {account.id: account.room_bytes for account in accounts}
+    where = "" if placement is None else f" {_where(placement, footprint.layer_count, names)}"
+    too_small = placement is not None and placement.layers < footprint.layer_count
     return Plan(
         model=model,
         verdict=verdict,
         message=f"{model!r} {'is loaded' if verdict is Verdict.LOADED else 'would load'}{where}",
         context_tokens=footprint.context_tokens,
         slots=footprint.slots,
+        layer_count=footprint.layer_count,
         parts=_sum(footprint.shares(placement or _wished(footprint))),
         placement=placement,
         shares=footprint.shares(placement) if placement else (),
         names=names,
+        would_fit=footprint.would_fit(rooms) if too_small else None,
     )
 
 
@@ -124,6 +129,7 @@ def _refused(impossible: Impossible, footprint: AnyFootprint) -> Plan:
         message=refusal(impossible, suggestions).message,
         context_tokens=footprint.context_tokens,
         slots=footprint.slots,
+        layer_count=footprint.layer_count,
         parts=_sum(footprint.shares(_wished(footprint))),
         impossible=impossible,
         would_fit=suggestions,
@@ -140,7 +146,7 @@ def _wished(footprint: AnyFootprint) -> Placement:
 
 def _sum(shares: Iterable[Share]) -> Parts:
     parts = [share.parts for share in shares]
-    return Parts(*(sum(getattr(each, field.name) for each in parts) for field in fields(Parts)))
+    return Parts(*(sum(getattr(each, part.name) for each in parts) for part in fields(Parts)))
 
 
 # Before an empty machine --------------------------------------------------------------------------
@@ -205,14 +211,14 @@ class EmptyMachine:
 # In words -----------------------------------------------------------------------------------------
 
 
-def _where(placement: Placement, footprint: AnyFootprint, names: Mapping[str, str]) -> str:
+def _where(placement: Placement, layer_count: int, names: Mapping[str, str]) -> str:
     memory = f"{amount(placement.host_bytes)} of main memory"
     if not placement.gpus:
         return f"on the CPU, with {memory}"
     sizes = zip(placement.gpus, placement.gpu_bytes, strict=True)
     gpus = " and ".join(f"{names.get(id, id)} ({amount(size)})" for id, size in sizes)
-    some = placement.layers < footprint.layer_count
-    layers = f"with {placement.layers} of {footprint.layer_count} layers " if some else ""
+    some = placement.layers < layer_count
+    layers = f"with {placement.layers} of {layer_count} layers " if some else ""
     return f"{layers}on {gpus}, with {memory} beside"
 
 
@@ -223,72 +229,5 @@ def _after(evict: Sequence[str]) -> str:
 
 
 def _waiting(wait: Wait) -> str:
-    return f" It has to wait: {wait.reason.value}{f' ({", ".join(wait.on)})' if wait.on else ''}."
-
-
-# As JSON ------------------------------------------------------------------------------------------
-
-
-def document(plan: Plan) -> dict[str, Any]:
-    placement, names = plan.placement, plan.names or {}
-    return {
-        "model": plan.model,
-        "verdict": plan.verdict.value,
-        "message": plan.message,
-        "evict": list(plan.evict),
-        "wait_for": list(plan.wait_for),
-        "context_tokens": plan.context_tokens,
-        "slots": plan.slots,
-        "predicted": parts_document(plan.parts),
-        "gpu_layers": placement.layers if placement else None,
-        "tensor_split": list(placement.tensor_split) if placement else [],
-        "devices": [share_document(share, names) for share in plan.shares],
-        "needs": _needs_document(plan.impossible),
-        "would_fit_with": _suggestions_document(plan.would_fit),
-    }
-
-
-def share_document(share: Share, names: Mapping[str, str]) -> dict[str, Any]:
-    return {
-        "device": share.device,
-        "name": names.get(share.device, share.device),
-        "bytes": share.bytes,
-        "source": share.source.value,
-        "predicted_bytes": share.parts.total,
-        "parts": parts_document(share.parts),
-    }
-
-
-def parts_document(parts: Parts) -> dict[str, int]:
-    """What few models have is left out where there is none."""
-    usual = {
-        "weights": parts.weights,
-        "kv_cache": parts.cache + parts.state,
-        "compute": parts.compute,
-        "context": parts.context,
-    }
-    rare = {"projector": parts.projector, "draft": parts.draft}
-    return usual | {what: size for what, size in rare.items() if size}
-
-
-def _needs_document(impossible: Impossible | None) -> dict[str, Any] | None:
-    if impossible is None:
-        return None
-    alone = {"host_bytes": impossible.cpu_bytes}
-    if not impossible.layers:
-        return {"on_cpu": alone}
-    return {
-        "on_one_gpu": {"gpu_bytes": impossible.gpu_bytes, "host_bytes": impossible.host_bytes},
-        "on_cpu": alone,
-    }
-
-
-def _suggestions_document(suggestions: Suggestions | None) -> dict[str, Any] | None:
-    """Each is one change that would be enough; null: no such change is."""
-    if suggestions is None:
-        return None
-    return {
-        "context_tokens": suggestions.context_tokens,
-        "cache_type": SMALL_CACHE if suggestions.small_cache else None,
-        "gpu_layers": suggestions.gpu_layers,
-    }
+    on = f" ({', '.join(wait.on)})" if wait.on else ""
+    return f" It has to wait: {wait.reason.value}{on}."

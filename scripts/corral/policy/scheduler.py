@@ -15,7 +15,7 @@ finishes what runs, and goes. So nobody waits for ever, and nothing that runs is
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -146,12 +146,6 @@ class Scheduler:
     def running(self, model: str) -> int:
         return len(self._models[model].running)
 
-    def used_at(self, model: str) -> float:
-        return self._models[model].used_at
-
-    def waiting(self, model: str) -> Iterable[Ticket]:
-        return tuple(self._models[model].waiting)
-
     def outlook(self) -> Outlook:
         idle = self._idle()
         place: EvictFirst | Wait | None = None
@@ -204,7 +198,12 @@ class Scheduler:
 
     def refuse_waiting(self, model: str, error: errors.CorralError) -> list[Action]:
         """Nobody can be served by this model soon: tell everybody who waits for it."""
-        return [Refuse(ticket, error) for ticket in self.waiting(model)]
+        waiting = self._models[model].waiting
+        refused = tuple(waiting)
+        waiting.clear()
+        for ticket in refused:
+            ticket.released = True
+        return [Refuse(ticket, error) for ticket in refused]
 
     def eject(self, model: str) -> list[Action]:
         """Somebody wants this ready model off the machine: at once if it is idle, else when it is through."""
