@@ -16,7 +16,7 @@ from pathlib import Path
 from corral import settings
 from corral.drivers import clock, key_file_store
 from corral.errors import SettingsError
-from corral.formats import key_file
+from corral.formats import key_file, table
 from corral.formats.key_file import KeyFileError, KeyRecord
 
 FIRST_KEY_ID = "first"
@@ -115,9 +115,7 @@ def _list(path: Path, today: date) -> None:
     if contents.keys:
         header = ("KEY_ID", "SHA256", "ROLE", "STATE", "RPM", "PRIORITY", "TOKENS/MONTH", "EXPIRES", "MODELS")
         rows = [header, *(_row(record, today) for record in contents.keys)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print("\n".join(table.lines(rows)))
     else:
         print("No API keys found.")
     for line_number, message in contents.problems:

@@ -24,6 +24,7 @@ from corral.settings import DECLARATIONS
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
+GATEWAY = ROOT / "scripts" / "gateway.py"
 KEY = "sk-test-0123456789abcdef0123456789abcdef"
 KEYS_FILE = f"tester:{KEY}:role=admin,rpm=0\n"
 
@@ -134,8 +135,10 @@ class Corral:
         environment: Mapping[str, str] | None = None,
         config: Mapping[str, Any] | None = None,
         keys: str = KEYS_FILE,
+        program: Path = GATEWAY,
     ) -> None:
         self.directory = directory
+        self._program = program
         self.data = directory / "data"
         self.key = KEY
         self._output = directory / "gateway.log"
@@ -165,7 +168,7 @@ class Corral:
     def _start(self) -> subprocess.Popen[bytes]:
         with self._output.open("wb") as output:
             return subprocess.Popen(
-                [sys.executable, str(ROOT / "scripts" / "gateway.py")],
+                [sys.executable, str(self._program)],
                 cwd=self.directory,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,

@@ -10,7 +10,7 @@ import shutil
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ import pytest
 from corral import app as app_module
 from corral import settings
 from corral.app import App
-from corral.drivers.gpu_probe import GpuReading
+from corral.drivers.gpu_probe import GpuProbe, GpuReading
+from corral.drivers.key_file_store import KeyFileStore
 from corral.drivers.model_store import catalogue
+from corral.drivers.process import spawn
 from corral.formats.status import Phase
 from corral.settings import Settings
 from tests import root_logger
@@ -115,17 +117,34 @@ def log_text(site: Site) -> str:
 # Start -------------------------------------------------------------------------------------------
 
 
+class Slow:
+    """Something at the start that takes until the test lets it go on."""
+
+    def __init__(self, act: Callable[..., Any]) -> None:
+        self._act = act
+        self._may_go_on = threading.Event()
+
+    def __call__(self, *arguments: Any) -> Any:
+        assert self._may_go_on.wait(10.0)
+        return self._act(*arguments)
+
+    def goes_on(self) -> None:
+        self._may_go_on.set()
+
+
+@pytest.mark.parametrize("slow_part", ["the models", "the cards", "what was learnt"])
 @in_a_loop
-async def test_health_answers_and_connections_are_taken_before_the_models_are_read(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+async def test_health_answers_and_connections_are_taken_before_anything_slow(
+    site: Site, monkeypatch: pytest.MonkeyPatch, slow_part: str
 ) -> None:
-    read = threading.Event()
-
-    def slow(config: Settings) -> Any:
-        assert read.wait(10.0)
-        return catalogue(config)
-
-    monkeypatch.setattr(app_module, "catalogue", slow)
+    places: dict[str, tuple[Any, str]] = {
+        "the models": (app_module, "catalogue"),
+        "the cards": (GpuProbe, "open"),
+        "what was learnt": (app_module, "LearnedStore"),
+    }
+    owner, name = places[slow_part]
+    slow = Slow(getattr(owner, name))
+    monkeypatch.setattr(owner, name, slow)
     app = App(site.load())
     starting = asyncio.ensure_future(app.start())
     try:
@@ -138,18 +157,37 @@ async def test_health_answers_and_connections_are_taken_before_the_models_are_re
         await eventually(lambda: not refused(site.health_port), "the health port listens")
         assert (await site.ask("/ping", port=site.health_port)).status == 204
         assert not starting.done()
-        read.set()
+        slow.goes_on()
         await starting
         assert (await read_reply(early)).status == 200
         assert site.status()["phase"] == "serving"
         assert (await site.ask("/ping", port=site.health_port)).status == 200
     finally:
-        read.set()
+        slow.goes_on()
         await starting
         await app.close()
         await RawClient.close_all()
         app.reaper.stop()
     assert site.health_pid() is None
+
+
+@in_a_loop
+async def test_a_signal_during_the_start_is_heard_after_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow(catalogue)
+    monkeypatch.setattr(app_module, "catalogue", slow)
+    app = App(site.load())
+    starting = asyncio.ensure_future(app.start())
+    await eventually(site.health_pid, "the health process runs")
+    os.kill(os.getpid(), signal.SIGTERM)
+    await turns()
+    slow.goes_on()
+    await starting
+    await app.until_stopped()
+    assert app.phase is Phase.DRAINING
+    assert site.health_pid() is None
+    app.reaper.stop()
 
 
 def refused(port: int) -> bool:
@@ -278,6 +316,44 @@ async def test_a_health_process_that_is_killed_is_started_again(site: Site) -> N
         assert (await site.ask("/ping", port=site.health_port)).status == 200
         await eventually(lambda: "health server ended (-9) and is started again" in log_text(site), "a line")
     assert site.health_pid() is None
+
+
+@in_a_loop
+async def test_a_health_process_that_cannot_be_started_just_now_is_tried_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = iter([OSError("no more processes")])
+
+    def spawn_later(*arguments: Any, **options: Any) -> Any:
+        for failure in failures:
+            raise failure
+        return spawn(*arguments, **options)
+
+    monkeypatch.setattr(app_module, "spawn", spawn_later)
+    async with site.run():
+        await eventually(lambda: not refused(site.health_port), "the health port listens")
+        await eventually(lambda: "cannot be started (no more processes)" in log_text(site), "it is logged")
+    assert site.health_pid() is None
+
+
+@in_a_loop
+async def test_what_is_done_now_and_then_goes_on_after_a_failure(site: Site) -> None:
+    async with site.run() as app:
+        failures = iter([ValueError("a bug")])
+        load = app.key_store.load
+
+        def stumble() -> bool:
+            for failure in failures:
+                raise failure
+            return load()
+
+        app.key_store._signature = None
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(KeyFileStore, "load", lambda _store: stumble())
+            await eventually(lambda: "the keys failed: a bug" in log_text(site), "it is logged")
+            before = app.gate.keys
+            site.write_keys(f"bob:{BOB}\n")
+            await eventually(lambda: app.gate.keys is not before, "the keys are read anew")
 
 
 @in_a_loop

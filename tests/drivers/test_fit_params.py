@@ -42,7 +42,8 @@ def test_the_real_one_says_what_the_demo_model_takes(llama_server: Path, demo_fi
     async def scenario(reaper: Reaper) -> None:
         program = beside(llama_server)
         assert program is not None, "no llama-fit-params is beside the llama-server: run `make engine`"
-        argv = [program, "--fit-print", "on", "-m", demo_files / "demo.gguf", "-c", "65536", "-np", "1"]
+        model = str(demo_files / "demo.gguf")
+        argv = [str(program), "--fit-print", "on", "-m", model, "-c", "65536", "-np", "1"]
         said = parse(await FitParams(argv, ENV, reaper).answer())
         assert said.devices == ()
         assert said.host.context_bytes > 0
@@ -56,7 +57,7 @@ def test_the_real_one_ends_badly_without_a_model(llama_server: Path, tmp_path: P
         program = beside(llama_server)
         assert program is not None
         asked = FitParams([program, "--fit-print", "on", "-m", tmp_path / "none.gguf"], ENV, reaper)
-        with pytest.raises(NoAnswer, match="killed by SIGABRT|exit code"):
+        with pytest.raises(NoAnswer, match=r"killed by SIGABRT|exit code"):
             await asked.answer()
 
     in_loop(scenario)

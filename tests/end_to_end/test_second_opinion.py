@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from corral.policy.memory import CONTEXT_BYTES
-from tests.end_to_end.gpus import LAYERS, MIB, PREDICTED_MIB, RESERVED_MIB, Machine, takes
+from tests.end_to_end.gpus import LAYERS, PREDICTED_MIB, RESERVED_MIB, Machine, takes
 from tests.end_to_end.talk import metric
+from tests.policy.memory.files import MIB
 from tests.stand_in_launcher import write_launcher
 from tests.support import Corral
 from tests.waiting import is_running
@@ -60,7 +61,7 @@ class Planned(Machine):
 
 @pytest.fixture
 def start_planned(tmp_path: Path) -> Iterator[StartPlanned]:
-    machines = []
+    machines: list[Planned] = []
 
     def start(script: str) -> Planned:
         machines.append(Planned(tmp_path / f"planned-{len(machines)}", script))

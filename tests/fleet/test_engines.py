@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import socket
 from collections.abc import AsyncIterator
@@ -207,6 +208,28 @@ async def test_a_stop_cuts_the_requests_first_because_a_busy_engine_waits_for_th
         await stopped
         assert await tasks.outcome(engine.until_exit()) == "exit code 0"
     assert [event["tokens"] for event in read_events(yard.journal, "client_gone")] == [0]
+
+
+@in_a_loop
+async def test_an_answer_that_never_ends_costs_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines_module, "ANSWER_SILENCE_S", 0.05)
+    gone = asyncio.Event()
+
+    async def half_an_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{")
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        gone.set()
+        writer.close()
+
+    server = await asyncio.start_server(half_an_answer, "127.0.0.1", 0)
+    async with server:
+        address = Address("127.0.0.1", server.sockets[0].getsockname()[1])
+        client = HttpClient(Patrol(0.01))
+        engine = LlamaEngine(None, address, client)  # type: ignore[arg-type]
+        assert not await tasks.outcome(engine.says_healthy())
+        await asyncio.wait_for(gone.wait(), 5)
 
 
 @in_a_loop

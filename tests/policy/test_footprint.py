@@ -29,7 +29,8 @@ def footprint(known: dict[LearnedKey, Learned] | None = None, gpus: bool = True)
 
 def test_an_unknown_layout_gets_the_prediction_and_the_wide_margin() -> None:
     predicted = PREDICTION.total_device_bytes(Layout(ALL_LAYERS, (1.0,)))
-    assert footprint().spread((1,), ALL_LAYERS) == (pytest.approx(predicted * 1.5, abs=2),)
+    (size,) = footprint().spread((1,), ALL_LAYERS)
+    assert size == pytest.approx(predicted * 1.5, abs=2)
     host = PREDICTION.total_host_bytes(HOST_ONLY)
     assert footprint().host_bytes(0) == pytest.approx(host * 1.5, abs=2)
 
@@ -46,6 +47,11 @@ def test_what_was_learnt_on_the_host_is_for_the_host() -> None:
     learnt = footprint({footprint().host_key(0): Learned(3 * GIB, GIB)})
     assert learnt.host_bytes(0) == round(3 * GIB * LEARNED_MULTIPLIER)
     assert learnt.spread((1,), ALL_LAYERS) == footprint().spread((1,), ALL_LAYERS)
+
+
+def test_what_was_learnt_on_the_host_takes_away_the_margin_and_no_more() -> None:
+    learnt = footprint({footprint().host_key(0): Learned(GIB // 100, GIB)})
+    assert learnt.host_bytes(0) == PREDICTION.total_host_bytes(HOST_ONLY)
 
 
 def test_several_gpus_share_by_their_shares() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from corral.policy.footprint import PredictedFootprint
 from corral.policy.learning import LEARNED_MULTIPLIER, Learned, LearnedKey
-from corral.policy.memory import predict, read_options
+from corral.policy.memory import HOST_ONLY, predict, read_options
 from tests.policy.memory.files import transformer
 
 MULTIPLIER = 1.5
@@ -59,7 +59,14 @@ def test_without_gpus_it_is_the_host_that_takes_more() -> None:
     assert plain.opinion_key != footprint({}).opinion_key
 
 
-def test_a_measurement_beats_it() -> None:
+def test_what_the_host_was_seen_to_hold_does_not_lower_it() -> None:
+    plain = footprint({}, gpus=False)
+    both = footprint({plain.host_key(0): Learned(1, 1), plain.opinion_key: Learned(130, 100)}, gpus=False)
+    predicted = PREDICTION.total_host_bytes(HOST_ONLY)
+    assert both.host_bytes(0) == pytest.approx(1.3 * predicted, abs=1)
+
+
+def test_a_measurement_of_gpus_beats_it() -> None:
     plain = footprint({})
     key = plain.gpu_key(ALL_LAYERS)
     both = footprint({key: Learned(1 << 30, 1), plain.opinion_key: Learned(200, 100)})
@@ -74,10 +81,15 @@ def test_what_would_fit_is_judged_by_it_too() -> None:
 
 
 @pytest.mark.parametrize("gpus", [True, False], ids=["on a GPU", "on the host"])
-def test_one_is_news_until_it_is_known_or_the_model_is_measured(gpus: bool) -> None:
+def test_one_is_news_until_there_is_one(gpus: bool) -> None:
     plain = footprint({}, gpus)
     assert plain.is_open
-    measured = plain.gpu_key(ALL_LAYERS) if gpus else plain.host_key(0)
-    for key in (plain.opinion_key, measured):
-        assert not footprint({key: Learned(100, 100)}, gpus).is_open
-    assert footprint({plain.gpu_key(2): Learned(100, 100)}, gpus).is_open
+    assert not footprint({plain.opinion_key: Learned(100, 100)}, gpus).is_open
+
+
+def test_one_is_no_news_once_the_gpus_are_measured() -> None:
+    known = Learned(100, 100)
+    assert not footprint({footprint({}).gpu_key(ALL_LAYERS): known}).is_open
+    assert footprint({footprint({}).gpu_key(2): known}).is_open
+    on_host = footprint({}, gpus=False)
+    assert footprint({on_host.host_key(0): known}, gpus=False).is_open

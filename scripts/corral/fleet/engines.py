@@ -149,7 +149,10 @@ class LlamaEngine:
         question = http1.request_head("GET", path, [(b"host", str(self.address).encode())])
         try:
             answer = await self._client.send(self.address, "GET", question, silence_s=ANSWER_SILENCE_S)
-            return answer.head.status, await answer.body(ANSWER_MAX_BYTES)
+            try:
+                return answer.head.status, await answer.body(ANSWER_MAX_BYTES)
+            finally:
+                answer.close()
         except errors.CorralError:
             return None
 

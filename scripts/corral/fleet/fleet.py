@@ -257,14 +257,13 @@ class Fleet:
     def _carry_out(self, actions: Iterable[Action]) -> None:
         """Do as was decided, in the order of the decisions: what an action leads to comes after the rest."""
         self._actions.extend(actions)
-        if self._is_acting:
-            return
-        self._is_acting = True
-        try:
-            while self._actions:
-                self._act(self._actions.popleft())
-        finally:
-            self._is_acting = False
+        if not self._is_acting:
+            self._is_acting = True
+            try:
+                while self._actions:
+                    self._act(self._actions.popleft())
+            finally:
+                self._is_acting = False
 
     def _act(self, action: Action) -> None:
         match action:

@@ -31,11 +31,17 @@ def measure_out(
 ) -> AnyFootprint:
     """`recall` says what loads have really taken; `gpus`, whether the machine has any."""
     try:
+        options = read_options(argv, environment)
         shards = model_files.shard_paths(model.path)
-        headers = [model_files.read_header(path) for path in shards]
-        projector = model_files.read_header(model.mmproj) if model.mmproj is not None else None
-        prediction = predict(headers, read_options(argv, environment), projector=projector)
-        facts = [_file_facts(path) for path in shards]
+        projectors = [Path(options.projector)] if options.projector else []
+        drafts = model_files.shard_paths(Path(options.draft)) if options.draft else []
+        prediction = predict(
+            [model_files.read_header(path) for path in shards],
+            options,
+            projector=next(map(model_files.read_header, projectors), None),
+            draft=[model_files.read_header(path) for path in drafts],
+        )
+        facts = [_file_facts(path) for path in (*shards, *projectors, *drafts)]
     except (OSError, GgufError, Unpredictable) as error:
         log.info("%s can't be predicted, its file's size is taken for it: %s", model.name, error)
         return UnknownFootprint(model.size_bytes, gpus=gpus)

@@ -24,7 +24,7 @@ from corral.fleet.keeper import given_back
 from corral.fleet.managed import Memory
 from corral.formats.fit_print import FitPrintError, parse
 from corral.formats.learned import Learned, LearnedKey
-from corral.policy.footprint import PredictedFootprint, UnknownFootprint
+from corral.policy.footprint import AnyFootprint, PredictedFootprint
 from corral.policy.memory import CONTEXT_BYTES, second_opinion
 from corral.policy.placement import Placement
 
@@ -42,7 +42,7 @@ HOST_BYTES = 64 << 20
 class Lender(Memory, Protocol):
     """Who knows about memory, as it is needed here: fleet/memory.py."""
 
-    def measure_out(self, name: str) -> PredictedFootprint | UnknownFootprint: ...
+    def measure_out(self, name: str) -> AnyFootprint: ...
     def lend(
         self, borrower: str, size_bytes: int, *, on_gpu: bool, call_back: Callable[[], None]
     ) -> Placement | None: ...

@@ -37,9 +37,9 @@ class Suggestions(NamedTuple):
         plain, small = self.context_tokens or 0, self.small_cache_context_tokens or 0
         return small if small > plain else None
 
-    def text(self) -> str:
-        """One sentence for an error message."""
-        needs = f"It needs {amount(self.needed_bytes)} and {amount(self.available_bytes)} are free."
+    @property
+    def ways(self) -> list[str]:
+        """What to do, one or the other."""
         ways = []
         if self.small_cache:
             ways.append(f"a smaller cache (--cache-type-k {SMALL_CACHE} --cache-type-v {SMALL_CACHE})")
@@ -49,9 +49,14 @@ class Suggestions(NamedTuple):
             ways.append(f"a context of {self.with_small_cache} tokens and a cache of type {SMALL_CACHE}")
         if self.gpu_layers is not None:
             ways.append(f"{self.gpu_layers} layers on the GPU (--gpu-layers {self.gpu_layers})")
-        if not ways:
+        return ways
+
+    def text(self) -> str:
+        """One sentence for an error message."""
+        needs = f"It needs {amount(self.needed_bytes)} and {amount(self.available_bytes)} are free."
+        if not self.ways:
             return f"{needs} No context and no number of layers would make it fit."
-        return f"{needs} It would fit with {', or with '.join(ways)}."
+        return f"{needs} It would fit with {', or with '.join(self.ways)}."
 
 
 def what_would_fit(

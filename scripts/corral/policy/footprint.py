@@ -60,7 +60,10 @@ class PredictedFootprint:
         learned = self._recall(self.host_key(layers))
         # Where there are GPUs, the second opinion is on what these will hold.
         scale = 1.0 if self.layer_count else self._scale
-        return estimate(self._host_size(layers), learned, self._multiplier * scale).bytes
+        predicted = self._host_size(layers)
+        # A process touches all its memory with its first full prompt, and may never get one (measured:
+        # a third was missing). So what it was seen to hold can raise the prediction, never lower it.
+        return max(round(predicted * scale), estimate(predicted, learned, self._multiplier * scale).bytes)
 
     def _gpu_sizes(self, layout: Layout) -> list[int]:
         return [device.total for device in self.prediction.device_bytes(layout)]
@@ -94,7 +97,9 @@ class PredictedFootprint:
         if self.layer_count and gpus:
             # Each takes a context of its own, so with one alone there may be more room than with all.
             tries = (what_would_fit(self.prediction, some, multiplier) for some in (gpus[:1], gpus))
-            return max(tries, key=lambda found: (found.context_tokens or 0, found.gpu_layers or 0))
+            best = max(tries, key=lambda found: (found.context_tokens or 0, found.gpu_layers or 0))
+            fits_beside = best.gpu_layers and self.host_bytes(best.gpu_layers) <= free.get(HOST, 0)
+            return best if fits_beside else best._replace(gpu_layers=None)
         return what_would_fit_on_host(self.prediction, max(0, free.get(HOST, 0)), multiplier)
 
     # What is learnt ----------------------------------------------------------------------------
@@ -109,16 +114,14 @@ class PredictedFootprint:
     @property
     def opinion_key(self) -> LearnedKey:
         """A second opinion is on the layout that the model is meant to have, and counts for all others."""
-        return self._meant_key._replace(flags=f"{self._meant_key.flags} by llama-fit-params")
+        key = self.gpu_key(self.layer_count) if self.layer_count else self.host_key(0)
+        return key._replace(flags=f"{key.flags} by llama-fit-params")
 
     @property
     def is_open(self) -> bool:
-        """Whether a second opinion would be news: there is none yet, and no measurement, which is better."""
-        return self._recall(self.opinion_key) is None and self._recall(self._meant_key) is None
-
-    @property
-    def _meant_key(self) -> LearnedKey:
-        return self.gpu_key(self.layer_count) if self.layer_count else self.host_key(0)
+        """Whether one would be news: there is none, and no measurement of the GPUs, which is better."""
+        measured = self._recall(self.gpu_key(self.layer_count)) if self.layer_count else None
+        return measured is None and self._recall(self.opinion_key) is None
 
     @property
     def _scale(self) -> float:

@@ -74,12 +74,12 @@ def vram_document(report: Report, states: Mapping[str, str]) -> dict[str, Any]:
         "can_load_more": report.health is Health.HEALTHY,
         "estimated_free_for_new_model_mb": max(0, report.free_bytes) // MIB,
         "gpu_info": _gpu_info([account for account in report.accounts if account.id != HOST]),
-        "devices": [_account_document(account) for account in report.accounts],
+        "devices": [account_document(account) for account in report.accounts],
         "models": sorted(models, key=lambda model: -model["bytes"]),
     }
 
 
-def _account_document(account: Account) -> dict[str, Any]:
+def account_document(account: Account) -> dict[str, Any]:
     return {
         "device": account.id,
         "name": account.name,

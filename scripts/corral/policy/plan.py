@@ -105,7 +105,8 @@ def _placed(
     names = {account.id: account.name for account in accounts}
     rooms = {account.id: account.room_bytes for account in accounts}
     where = "" if placement is None else f" {_where(placement, footprint.layer_count, names)}"
-    too_small = placement is not None and placement.layers < footprint.layer_count
+    in_part = placement is not None and placement.layers < footprint.layer_count
+    suggestions = footprint.would_fit(rooms) if in_part else None
     return Plan(
         model=model,
         verdict=verdict,
@@ -117,7 +118,8 @@ def _placed(
         placement=placement,
         shares=footprint.shares(placement) if placement else (),
         names=names,
-        would_fit=footprint.would_fit(rooms) if too_small else None,
+        # As many layers as fit are there already.
+        would_fit=suggestions._replace(gpu_layers=None) if suggestions else None,
     )
 
 

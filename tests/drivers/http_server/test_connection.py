@@ -11,6 +11,7 @@ from corral import errors
 from corral.drivers.http_server import ClientGone, Exchange, HttpServer
 from corral.drivers.tasks import Bell
 from tests.drivers.serving import LIMITS, RawClient, serving
+from tests.waiting import eventually
 
 GET = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -357,6 +358,37 @@ class TestTimes:
                 await asyncio.wait_for(gone.wait(), 10)
                 while server.connections:
                     await asyncio.sleep(0)
+
+        asyncio.run(main())
+
+    @pytest.mark.parametrize("goodbye", ["asks to close", "stays", "closes its side", "sends too much"])
+    def test_a_reader_that_never_takes_the_last_bytes_does_not_hold_the_connection(
+        self, goodbye: str
+    ) -> None:
+        limits = dataclasses.replace(LIMITS, write_timeout_s=0.2, keepalive_timeout_s=0.05, body_max_bytes=1)
+        # More than the two small buffers of the kernel hold, less than what pauses the writing.
+        page = b"x" * 60_000
+
+        async def answer(exchange: Exchange) -> None:
+            exchange.respond(200, [], page)
+
+        async def main() -> None:
+            async with serving(answer, limits) as (server, port):
+                (listener,) = server._listeners[0].sockets
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+                with socket.socket() as client:
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                    client.connect(("127.0.0.1", port))
+                    more = b"Connection: close\r\n" if goodbye == "asks to close" else b""
+                    more += b"Content-Length: 9\r\n" if goodbye == "sends too much" else b""
+                    client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\n" + more + b"\r\n")
+                    if goodbye == "closes its side":
+                        client.shutdown(socket.SHUT_WR)
+                    await eventually(lambda: server.connections, "it is connected")
+                    connection = next(iter(server._connections))
+                    await eventually(lambda: connection.transport.get_write_buffer_size(), "bytes are left")
+                    assert not connection.write_paused
+                    await eventually(lambda: not server.connections, "it is given up")
 
         asyncio.run(main())
 

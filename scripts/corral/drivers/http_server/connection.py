@@ -94,6 +94,7 @@ class Connection(asyncio.Protocol):
         self._reading = True
         self._eof = False
         self._lingering = False
+        self._one_too_many = False
         self._had_request = False
         self._dispatching = False
         self._in_a_row = 0
@@ -110,6 +111,7 @@ class Connection(asyncio.Protocol):
         self.client = client_address(transport.get_extra_info("peername"))
         self._deadline = clock.monotonic() + self.server.limits.header_timeout_s
         self.server.enter(self)
+        self._one_too_many = self.server.overfull
 
     def data_received(self, data: bytes) -> None:
         if self._lingering:
@@ -134,7 +136,10 @@ class Connection(asyncio.Protocol):
         elif self._exchange is None and not self._lingering:
             self._next_requests()
         # An answered request that is held back has others behind it: stay open until they are answered.
-        return self._exchange is not None and self._strand is None
+        stays_open = self._exchange is not None and self._strand is None
+        if not stays_open:
+            self._close()
+        return stays_open
 
     def connection_lost(self, _error: Exception | None) -> None:
         self.server.leave(self)
@@ -144,14 +149,14 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.write_paused = True
-        self._unsent = self.transport.get_write_buffer_size()
-        self._unsent_deadline = clock.monotonic() + self.server.limits.write_timeout_s
+        self._expect_progress()
         if self._exchange is not None:
             self._exchange.on_write_paused(True)
 
     def resume_writing(self) -> None:
         self.write_paused = False
-        self._unsent_deadline = math.inf
+        if not self.transport.is_closing():
+            self._unsent_deadline = math.inf
         if self._exchange is not None:
             self._exchange.on_write_paused(False)
         self._write_bell.ring()
@@ -209,7 +214,7 @@ class Connection(asyncio.Protocol):
             self._dispatching = False
         if self._exchange is None:
             if self._eof:
-                self.transport.close()
+                self._close()
             else:
                 self._read_on()
 
@@ -218,7 +223,7 @@ class Connection(asyncio.Protocol):
         self._had_request = True
         self._in_a_row += 1
         exchange = self._exchange = Exchange(self, head)
-        if self.server.overfull:
+        if self._one_too_many and self.server.overfull:
             exchange.close_after()
             self._ended(self._overfull())
             return
@@ -300,13 +305,22 @@ class Connection(asyncio.Protocol):
         """Close, letting the last answer arrive first."""
         self._lingering = True
         if not wait or self._eof or self.transport.is_closing():
-            self.transport.close()
+            self._close()
             return
         self._deadline = clock.monotonic() + LINGER_S
         self._read_on()
         if self.transport.can_write_eof():
             with contextlib.suppress(OSError):  # the client may have reset the connection just now
                 self.transport.write_eof()
+
+    def _close(self) -> None:
+        """Close behind the last byte. A client that does not take it is waited for no longer than any."""
+        self._expect_progress()
+        self.transport.close()
+
+    def _expect_progress(self) -> None:
+        self._unsent = self.transport.get_write_buffer_size()
+        self._unsent_deadline = clock.monotonic() + self.server.limits.write_timeout_s
 
     def _read_on(self) -> None:
         if not self._reading:
@@ -335,7 +349,7 @@ class Connection(asyncio.Protocol):
         if self._awaits_body and self._strand is not None:
             self._strand.throw(errors.RequestTimeout("The request body stopped arriving. Send it again."))
         elif self._lingering or self.reader.idle:
-            self.transport.close()
+            self._close()
         else:
             self._refuse(errors.RequestTimeout("The request's header did not arrive in time."))
 
