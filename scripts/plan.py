@@ -16,6 +16,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from corral import settings
@@ -58,6 +59,7 @@ class Answer(NamedTuple):
     plans: Mapping[str, Plan]  # of the models that can be used
     companies: tuple[Company, ...]
     models_max: int
+    folder: Path  # where models are looked for
 
     @property
     def misfits(self) -> list[Plan]:
@@ -156,6 +158,7 @@ def answer_for(config: Settings, models: Sequence[Model], machine: Machine) -> A
         plans={name: empty.alone(name, footprint) for name, footprint in footprints.items()},
         companies=tuple(empty.together(footprints, herd.models_max)),
         models_max=herd.models_max,
+        folder=config.paths.models,
     )
 
 
@@ -219,7 +222,7 @@ def page(answer: Answer) -> Iterator[str]:
     """The lines of it."""
     yield from machine_table(answer)
     if not answer.models:
-        yield from ("", "There is no model yet: copy a .gguf file into data/models.")
+        yield from ("", *wrapped(f"There is no model yet: copy a .gguf file into {answer.folder}."))
     if answer.plans:
         yield from ("", "What each model takes, as predicted:", "", *needs_table(answer))
         yield from wrapped(OTHER)

@@ -55,6 +55,7 @@ HEALTH_SERVER = Path(__file__).resolve().parent.parent / "health_server.py"
 STATUS_EVERY_S = 2.0
 KEYS_EVERY_S = 1.0
 HEALTH_RESTART_S = 1.0
+HEALTH_STOP_S = 2.0
 DRAIN_POLL_S = 0.02
 
 
@@ -70,10 +71,10 @@ class App:
         self.patrol = Patrol()
         self.client = HttpClient(self.patrol)
         self.metrics = Metrics(corral.__version__, clock.wall())
-        self.gpu_probe = GpuProbe.open() if config.herd.gpu_enabled else None
-        self.gpus = self.gpu_probe.read() if self.gpu_probe is not None else ()
-        self.learned = LearnedStore(config.paths.state / "corral.db")
         self.key_store = KeyFileStore(config.access.keys_file)
+        self.gpu_probe: GpuProbe | None = None
+        self.gpus: tuple[GpuReading, ...] = ()
+        self.learned: LearnedStore
         self.catalogue: Catalogue
         self.fleet: Fleet
         self.opinions: SecondOpinions
@@ -92,16 +93,18 @@ class App:
 
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
+        # Process 1 of a container does not even notice a signal that it has no handler for.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_stop_signal)
         self.reaper.start(loop)
         self._write_status()
         if self.settings.server.health_port != self.settings.server.port or not self.settings.server.port:
             self._spawn_health()
-        # The kernel takes connections from here on. Reading the headers of a folder full of models takes
-        # a while (50 ms for a large vocabulary, measured), and whoever asks meanwhile simply waits.
+        # The kernel takes connections from here on, and whoever asks meanwhile simply waits.
         sockets = listen_sockets(self.settings.server.host, self.settings.server.port)
         self.port = sockets[0].getsockname()[1]
         self.key_store.load()
-        self.catalogue = await asyncio.to_thread(catalogue, self.settings)
+        await asyncio.to_thread(self._look_around)
         for warning in (*self.settings.warnings, *self.catalogue.warnings):
             log.warning("%s", warning)
         self.fleet = self._build_fleet()
@@ -111,13 +114,23 @@ class App:
         self.phase = Phase.SERVING
         self.fleet.preload(self._preloads())
         self._write_status()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_stop_signal)
         loop.add_signal_handler(signal.SIGHUP, self._load_keys, self.key_store.reload)
         tasks.spawn(self.fleet.run(), "the fleet's clock")
         tasks.spawn(self.opinions.run(), "the second opinions")
-        tasks.spawn(self._every(STATUS_EVERY_S, self._write_status), "the status file")
-        tasks.spawn(self._every(KEYS_EVERY_S, partial(self._load_keys, self.key_store.load)), "the keys")
+        self._every(STATUS_EVERY_S, self._write_status, "the status file")
+        self._every(KEYS_EVERY_S, partial(self._load_keys, self.key_store.load), "the keys")
+
+    def _look_around(self) -> None:
+        """See what there is: cards, models, what was learnt of them.
+
+        It takes a while: a header with a large vocabulary 50 ms (measured), a driver that sleeps seconds.
+        """
+        if self.settings.herd.gpu_enabled:
+            self.gpu_probe = GpuProbe.open()
+        if self.gpu_probe is not None:
+            self.gpus = self.gpu_probe.read()
+        self.learned = LearnedStore(self.settings.paths.state / "corral.db")
+        self.catalogue = catalogue(self.settings)
 
     def _build_fleet(self) -> Fleet:
         herd = self.settings.herd
@@ -263,8 +276,13 @@ class App:
         argv += ["--host", server.host or "", "--status-file", self._status_path]
         argv += ["--path", server.health_check_path, "--gateway-pid", str(os.getpid())]
         environment = settings.children_environment(self.settings)
-        self._health = spawn(argv, env=environment, reaper=self.reaper, on_output=self._health_said)
-        self._health.exited.add_done_callback(self._health_ended)
+        try:
+            self._health = spawn(argv, env=environment, reaper=self.reaper, on_output=self._health_said)
+        except OSError as error:
+            log.error("the health server cannot be started (%s) and is tried again", error)
+            self._restart_health_soon()
+        else:
+            self._health.exited.add_done_callback(self._health_ended)
 
     def _health_said(self, data: bytes) -> None:
         for line in data.decode("utf-8", "replace").splitlines():
@@ -273,16 +291,17 @@ class App:
     def _health_ended(self, exited: asyncio.Future[int]) -> None:
         if not self._ended:
             log.error("the health server ended (%s) and is started again", exited.result())
-            asyncio.get_running_loop().call_later(HEALTH_RESTART_S, self._restart_health)
+            self._restart_health_soon()
+
+    def _restart_health_soon(self) -> None:
+        asyncio.get_running_loop().call_later(HEALTH_RESTART_S, self._restart_health)
 
     def _restart_health(self) -> None:
         if not self._ended:
             self._spawn_health()
 
-    async def _every(self, seconds: float, act: Callable[[], None]) -> None:
-        while not self._ended:
-            await asyncio.sleep(seconds)
-            act()
+    def _every(self, seconds: float, act: Callable[[], None], name: str) -> None:
+        tasks.spawn(tasks.every(seconds, act, name, until=lambda: self._ended), name)
 
     # Stop --------------------------------------------------------------------------------------
 
@@ -316,10 +335,12 @@ class App:
         if hasattr(self, "server"):
             await self.server.close()
         self._ended = True
-        self.learned.close()
+        if hasattr(self, "learned"):
+            self.learned.close()
         if self._health is not None and self._health.alive:
             self._health.signal_group(signal.SIGTERM)
-            await self._health.exited
+            # If it hangs it still goes with us: the kernel ends it.
+            await asyncio.wait([self._health.exited], timeout=HEALTH_STOP_S)
         log.info("stopped")
         self.logs.stop()
 

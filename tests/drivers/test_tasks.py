@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from corral.drivers.tasks import Bell, Strand, as_task, outcome, spawn
+from corral.drivers.tasks import Bell, Strand, as_task, every, outcome, spawn
 
 
 def strand(coroutine: Coroutine[Any, None, None], ends: list[BaseException | None]) -> Strand:
@@ -211,6 +211,21 @@ def test_what_a_spawned_strand_raises_is_logged(caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.ERROR):
         asyncio.run(main())
     assert "the worker failed: nobody asked" in caplog.text
+
+
+def test_what_is_done_now_and_then_is_done_until_the_end_and_survives_a_failure(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    turns: list[int] = []
+
+    def act() -> None:
+        turns.append(len(turns))
+        if len(turns) == 1:
+            raise ValueError("a bug")
+
+    asyncio.run(asyncio.wait_for(every(0.0, act, "the rounds", until=lambda: len(turns) == 3), 5))
+    assert turns == [0, 1, 2]
+    assert caplog.text.count("the rounds: a turn failed") == 1
 
 
 def test_outcome_hands_on_results_errors_and_cancellations() -> None:

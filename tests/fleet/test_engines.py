@@ -17,6 +17,7 @@ from corral import errors
 from corral.catalogue import Catalogue
 from corral.drivers import tasks
 from corral.drivers.http_client import Address, HttpClient
+from corral.drivers.http_server import Exchange
 from corral.drivers.log_files import LogFiles
 from corral.drivers.patrol import Patrol
 from corral.drivers.reaper import Reaper
@@ -26,6 +27,7 @@ from corral.fleet.engines import Death, LlamaEngine
 from corral.formats import http1
 from corral.policy.placement import Kind, Placement
 from corral.settings import Settings, children_environment
+from tests.drivers.serving import serving
 from tests.fleet.herd import SOMEWHERE
 from tests.in_a_loop import in_a_loop, turns
 from tests.models import a_model
@@ -355,3 +357,20 @@ async def test_a_process_sees_the_gpus_that_it_was_given_and_no_others(tmp_path:
         assert start["env"]["CUDA_VISIBLE_DEVICES"] == visible
         assert start["argv"][start["argv"].index("-ngl") + 1] == layers
         assert ("--tensor-split" in start["argv"]) is bool(placement.tensor_split)
+
+
+@in_a_loop
+async def test_a_stranger_who_has_taken_the_port_in_between_is_not_taken_for_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def healthy(exchange: Exchange) -> None:
+        exchange.respond(200, [], b'{"status":"ok"}')
+
+    yard = Yard(tmp_path)
+    async with serving(healthy) as (_, port), yard.open() as engines:
+        # As if the stranger had come a moment after the look whether the port is free.
+        monkeypatch.setattr("corral.fleet.engines.lowest_free_port", lambda *_range: port)
+        engine = await yard.start(engines)
+        with pytest.raises(EngineDied):
+            await tasks.outcome(engine.until_ready())
+        assert not engine.alive

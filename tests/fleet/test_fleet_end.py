@@ -134,4 +134,4 @@ def test_a_tick_that_fails_is_not_the_last_one(
         await running
 
     asyncio.run(play(Herd(monkeypatch), scenario))
-    assert "the fleet's clock stumbled" in caplog.text
+    assert "the fleet's clock: a turn failed" in caplog.text

@@ -55,6 +55,26 @@ async def test_a_long_queue_of_a_model_that_dies_loading_is_refused_too(herd: He
 
 
 @with_herd()
+async def test_requests_that_run_are_no_reason_to_read_the_devices_all_the_time(herd: Herd) -> None:
+    await herd.ready("a")
+    client = herd.ask("a")
+    herd.pass_time(5.0)
+    looks = 0
+
+    def look() -> tuple[str, ...]:
+        nonlocal looks
+        looks += 1
+        return ()
+
+    herd.memory.look = look  # type: ignore[method-assign]
+    for _ in range(19):
+        herd.pass_time(0.25)
+    assert (client.is_served, looks) == (True, 0)
+    herd.pass_time(0.25)
+    assert looks == 1
+
+
+@with_herd()
 async def test_who_must_wait_for_memory_is_looked_at_with_every_reading(herd: Herd) -> None:
     herd.memory.says["a"] = LATER
     client = herd.ask("a")

@@ -190,6 +190,15 @@ async def test_what_a_client_sends_never_becomes_a_label(house: Gatehouse) -> No
     ]
 
 
+@in_a_loop
+async def test_strangers_and_requests_for_nothing_do_not_keep_a_machine_awake(house: Gatehouse) -> None:
+    async with house.open():
+        await house.ask("/v1/chat/completions", CHAT, key="sk-wrong-wrong")
+        await house.ask("/v1/chat/completions", {"model": "gone"})
+        await house.logged(2)
+    assert house.counted("router_last_activity_timestamp_seconds") == 0
+
+
 @pytest.mark.parametrize("path", ["/ping", "/metrics", "/health", "/v1/models", "/nowhere"])
 @in_a_loop
 async def test_probes_scrapes_and_looks_are_no_traffic(house: Gatehouse, path: str) -> None:

@@ -216,6 +216,15 @@ def test_a_model_is_idle_after_its_time_without_use(
     assert herd.unload_idle(now, 10.0) == ([Drain("a", "idle"), Stop("a")] if expected else [])
 
 
+def test_a_load_that_took_long_is_no_idleness() -> None:
+    herd = scheduler()
+    ticket, _ = arrive(herd, "a", 1.0)
+    herd.depart(ticket, 2.0)
+    ready(herd, "a", now=100.0)
+    assert herd.unload_idle(105.0, 10.0) == []
+    assert herd.unload_idle(110.0, 10.0) == [Drain("a", "idle"), Stop("a")]
+
+
 def test_a_model_that_works_is_never_idle() -> None:
     herd = scheduler()
     ready(herd, "a")

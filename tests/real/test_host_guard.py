@@ -16,14 +16,14 @@ from tests.support import Corral
 CONTEXT = 512
 # A gigabyte, of which a prompt needs little: most of it are the words of a large vocabulary.
 LARGE = transformer(
-    layers=3, width=2048, heads=16, kv_heads=16, head=128, feed_forward=8192, words=200_000, context=4096
+    layers=2, width=2048, heads=16, kv_heads=16, head=128, feed_forward=8192, words=210_000, context=4096
 )
 SMALL = transformer(layers=2, width=2048, heads=16, kv_heads=16, head=128, feed_forward=8192, context=4096)
 # It takes 235 MiB, and of so much memory a 32nd part is left alone: room for one and not for two.
 SMALL_MIB = 480
 # Memory that is mapped is the kernel's to take back, so what a process holds would say little.
 FLAGS = ["-c", str(CONTEXT), "-lm", "none"]
-SMALL_MACHINE = Path(__file__).with_name("small_machine.py")
+ALTERED_GATEWAY = Path(__file__).with_name("altered_gateway.py")
 
 
 def entry(file: File, folder: Path, **more: Any) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def small_machine(tmp_path: Path, llama_server: Path) -> Iterator[Corral]:
         llama_server,
         environment={"MEMINFO": str(meminfo)},
         config={"models": models},
-        program=SMALL_MACHINE,
+        program=ALTERED_GATEWAY,
     )
     corral.wait_until_up()
     yield corral
@@ -111,7 +111,7 @@ def test_an_idle_model_goes_for_another_and_a_pinned_one_for_nobody(small_machin
     assert states(small_machine) == ["off", "off", "ready"]
     error = load(small_machine, "one")["error"]
     assert error["code"] == "insufficient_vram"
-    assert "Free: main memory 206." in error["message"]
+    assert "Free: main memory 207.0 MiB of 480.0 MiB." in error["message"]
     assert "Tried: the CPU" in error["message"]
     assert states(small_machine) == ["off", "off", "ready"]
     assert metric(small_machine, "router_model_evictions_total", reason="room") == 2

@@ -36,7 +36,8 @@ class Address(NamedTuple):
     port: int
 
     def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host  # RFC 3986, 3.2.2
+        return f"{host}:{self.port}"
 
 
 class BackendGone(errors.UpstreamError):

@@ -147,6 +147,16 @@ def spawn(coroutine: Coroutine[Any, None, None], name: str) -> Strand:
     return strand
 
 
+async def every(seconds: float, act: Callable[[], None], name: str, until: Callable[[], bool]) -> None:
+    """Do something now and then, until its end has come. A turn that fails is logged, and not the last."""
+    while not until():
+        await asyncio.sleep(seconds)
+        try:
+            act()
+        except Exception:
+            log.exception("%s: a turn failed", name)
+
+
 def outcome(coroutine: Coroutine[Any, None, T]) -> asyncio.Future[T]:
     """Start a strand and promise its result: the bridge from asyncio's own coroutines to ours."""
     promise: asyncio.Future[T] = asyncio.get_running_loop().create_future()

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from corral import errors
 from corral.catalogue import Catalogue, Model
-from corral.drivers import clock, model_files, process_facts, tasks
+from corral.drivers import clock, model_files, port_holder, process_facts, tasks
 from corral.drivers.http_client import Address, HttpClient
 from corral.drivers.llama_process import LlamaProcess, exit_in_words
 from corral.drivers.log_files import LogFiles
@@ -122,13 +122,17 @@ class LlamaEngine:
         stall = StallTimer(LOAD_STALL_S, clock.monotonic())
         exited = self._process.exited
         while self._process.alive:
-            if await self.says_healthy():
+            if await self.says_healthy() and self._is_ours():
                 return
             if stall.stalled(self._load_progress(), clock.monotonic()):
                 self.kill(f"its load stood still for {LOAD_STALL_S:.0f} s")
             await asyncio.wait([exited], timeout=pause_s)
             pause_s = min(POLL_SLOWEST_S, pause_s * 1.2)
         raise EngineDied(await self.until_exit())
+
+    def _is_ours(self) -> bool:
+        """Whether it was our process that answered. One that comes too late for its port is about to end."""
+        return port_holder.is_held_by(self.address.port, self.pid) is not False
 
     def _load_progress(self) -> LoadProgress:
         work = process_facts.work_of(self.pid)

@@ -41,7 +41,8 @@ from corral.policy.scheduler import Action, Drain, Grant, Load, ModelLimits, Ref
 log = logging.getLogger("corral.fleet")
 
 TICK_S = 0.25
-LOG_TAIL_LINES = 8
+# To a flag's wrong value it answers with one line of what is wrong and nine about the flag (measured).
+LOG_TAIL_LINES = 12
 # After SIGTERM's and SIGKILL's own patience there is nothing left to hope for.
 STOP_TIMEOUT_S = 30.0
 
@@ -217,13 +218,9 @@ class Fleet:
 
     async def run(self) -> None:
         """Look at the fleet's own deadlines a few times a second, until it is stopped."""
-        while not self._closing:
-            await asyncio.sleep(TICK_S)
-            try:
-                self.tick(clock.monotonic())
-            except Exception:
-                # Without the clock nobody's waiting would ever end.
-                log.exception("the fleet's clock stumbled")
+        await tasks.every(
+            TICK_S, lambda: self.tick(clock.monotonic()), "the fleet's clock", until=lambda: self._closing
+        )
 
     def tick(self, now: float) -> None:
         if self._closing:
@@ -236,7 +233,8 @@ class Fleet:
                 self._try_again(model)
         if self._idle_timeout_s is not None:
             self._carry_out(self._scheduler.unload_idle(now, self._idle_timeout_s))
-        if self.memory.restless or self._leases or now - self._looked_at >= self._look_every_s:
+        waited_for = any(ticket.granted_at is None for ticket in self._leases)
+        if self.memory.restless or waited_for or now - self._looked_at >= self._look_every_s:
             self._looked_at = now
             self.memory.look()
             self._carry_out(self._scheduler.reconsider(now))
@@ -349,7 +347,7 @@ class Fleet:
         """Nobody asked it to go. Pause and try again, or give up; tell those who waited for the load."""
         now = clock.monotonic()
         tail = model.engine.log_tail(LOG_TAIL_LINES) if model.engine is not None else []
-        model.last_words = " | ".join([how, *tail])
+        model.last_words = " | ".join([how, *filter(str.strip, tail)])
         model.died_loading = model.state in (ModelState.STARTING, ModelState.LOADING)
         model.deaths = model.deaths.another(lived_s=model.good_spell_s)
         model.retry_at = now + model.deaths.pause_s(random.random())

@@ -91,8 +91,8 @@ class Watchman:
         self._on_probation = True
         log.warning("%s is suspected to hang: %s", self._name, why)
         began_at = clock.monotonic()
-        before = await self._engine.sample()
         try:
+            before = await self._engine.sample()
             while self._engine.alive:
                 await asyncio.sleep(self._sample_gap_s)
                 after = await self._engine.sample()

@@ -184,11 +184,12 @@ async def pass_on(call: Call, answer: Answer) -> None:
         exchange.respond(head.status, [JSON_TYPE, *call.extra_headers], body)
         return
     call.first_byte_at = clock.monotonic()
-    own = call.extra_headers
+    own, length = call.extra_headers, head.content_length
     if head.fields.get(b"content-type", b"").lower().startswith(sse.CONTENT_TYPE):
         exchange.is_event_stream = True
         own = [*own, *sse.UNBUFFERED]
-    exchange.start(head.status, [*returned(head, own), *own], head.content_length)
+        length = None  # it may have to end with an error event of ours, which no length allows for
+    exchange.start(head.status, [*returned(head, own), *own], length)
     exchange.feed_from(answer)
     try:
         await answer.pour(exchange)

@@ -83,7 +83,8 @@ class Recorder:
         model = call.model or UNKNOWN
         metrics.requests.labels(model, outcome(call, status)).inc()
         metrics.request_duration_seconds.labels(model).observe(duration_s)
-        metrics.last_activity_timestamp_seconds.set(clock.wall())
+        if call.model:  # not for strangers: whoever scans the internet must not keep a machine awake
+            metrics.last_activity_timestamp_seconds.set(clock.wall())
         if call.error is not None and not call.reached_model:
             metrics.rejections.labels(call.error.code, call.key_id).inc()
         if call.reached_model:

@@ -69,7 +69,7 @@ class PredictedFootprint:
         return [device.total for device in self.prediction.device_bytes(layout)]
 
     def _host_size(self, layers: int) -> int:
-        return self.prediction.total_host_bytes(Layout(layers, (1.0,)) if layers else HOST_ONLY)
+        return self.prediction.total_host_bytes(_host_layout(layers))
 
     # For people --------------------------------------------------------------------------------
 
@@ -84,8 +84,8 @@ class PredictedFootprint:
 
     def shares(self, placement: Placement) -> tuple[Share, ...]:
         """What it takes of each device of a placement, the host last."""
-        layout = _layout(placement)
-        parts = [*self.prediction.device_bytes(layout), self.prediction.host_parts(layout)]
+        gpus = self.prediction.device_bytes(_layout(placement))
+        parts = [*gpus, self.prediction.host_parts(_host_layout(placement.layers))]
         sources = [self._source(self.gpu_key(placement.layers))] * len(placement.gpus)
         sources.append(self._source(self.host_key(placement.layers)))
         return tuple(map(Share, placement.needs, placement.needs.values(), parts, sources))
@@ -136,6 +136,11 @@ class PredictedFootprint:
 
     def _source(self, key: LearnedKey) -> Source:
         return Source.PREDICTED if self._recall(key) is None else Source.LEARNED
+
+
+def _host_layout(layers: int) -> Layout:
+    """To the host it makes little difference on how many GPUs the layers lie."""
+    return Layout(layers, (1.0,)) if layers else HOST_ONLY
 
 
 def _layout(placement: Placement) -> Layout:

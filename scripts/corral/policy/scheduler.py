@@ -25,9 +25,6 @@ from corral.policy.guard import Decision, EvictFirst, Impossible, Place, Reason,
 from corral.policy.lifecycle import RESIDENT
 from corral.policy.placement import Placement
 
-# States from which a waiting request can hope for an answer without anything else being decided.
-COMING = frozenset({ModelState.STARTING, ModelState.LOADING, ModelState.BACKOFF})
-
 
 class Ticket:
     """One request's place in the queue, and later on a slot. Compared by identity."""
@@ -193,7 +190,10 @@ class Scheduler:
 
     def model_is(self, model: str, state: ModelState, now: float) -> list[Action]:
         """A model went into another state."""
-        self._models[model].state = state
+        view = self._models[model]
+        view.state = state
+        if state is ModelState.READY:
+            view.used_at = now  # the time that its load took is no time without use
         return self._decide(now)
 
     def refuse_waiting(self, model: str, error: errors.CorralError) -> list[Action]:

@@ -63,9 +63,14 @@ def test_head_of_a_whole_answer_tells_its_length_and_sends_none() -> None:
 
 
 @pytest.mark.parametrize("status", [204, 304])
-def test_an_answer_that_can_have_no_body_has_no_framing(status: int) -> None:
+@pytest.mark.parametrize("passed_on", [False, True], ids=["our own", "passed on"])
+def test_an_answer_that_can_have_no_body_has_no_framing(status: int, passed_on: bool) -> None:
     async def answer(exchange: Exchange) -> None:
-        exchange.respond(status, [])
+        if passed_on:
+            exchange.start(status, [], content_length=0)
+            exchange.finish()
+        else:
+            exchange.respond(status, [])
 
     head = ask(answer, get())
     assert head.startswith(b"HTTP/1.1 %d" % status)

@@ -134,10 +134,10 @@ class Exchange:
 
     def start(self, status: int, headers: Headers, content_length: int | None = None) -> None:
         """Begin an answer whose body follows through `write`. It leaves with the next flush."""
-        if content_length is not None:
+        if status in (204, 304):
+            pass  # never a body, so nothing that would frame one (RFC 9110, 8.6)
+        elif content_length is not None:
             headers = [*headers, (b"content-length", b"%d" % content_length)]
-        elif status in (204, 304):
-            pass  # never a body, so nothing that would frame one (RFC 9112, 6.3)
         elif self.head.version >= (1, 1):
             self._chunked = True
             headers = [*headers, (b"transfer-encoding", b"chunked")]

@@ -75,3 +75,4 @@ class HttpServer:
         for connection in tuple(self._connections):
             connection.abort()
         self._listeners.clear()
+        await asyncio.sleep(0)  # whoever is cut hears of it now, while there still is a log to say so in

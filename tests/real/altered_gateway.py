@@ -1,0 +1,29 @@
+"""The gateway's program, with what a test can't have in any other way.
+
+MEMINFO          the file that says how much memory the machine has
+IMPATIENT        a process that hangs is killed after one second, not after thirty
+"""
+
+import os
+import sys
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from unittest.mock import patch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+
+from corral import app
+from corral.drivers import host_memory
+from corral.fleet import engines, fleet, watchman
+
+if __name__ == "__main__":
+    with ExitStack() as alterations:
+        if "MEMINFO" in os.environ:
+            alterations.enter_context(patch.object(host_memory, "MEMINFO", Path(os.environ["MEMINFO"])))
+        if "IMPATIENT" in os.environ:
+            hasty = partial(watchman.Watchman, sample_gap_s=0.2, probation_s=1.0)
+            alterations.enter_context(patch.object(fleet, "Watchman", hasty))
+            alterations.enter_context(patch.object(engines, "ANSWER_SILENCE_S", 0.3))
+        code = app.main()
+    sys.exit(code)
