@@ -32,6 +32,10 @@ engine: $(VENV)/.installed ## Find a llama-server or build one (CUDA=1: for NVID
 models: $(VENV)/.installed ## Make two tiny demo models if there is no model yet
 	@$(PY) scripts/demo_models.py
 
+.PHONY: plan
+plan: $(VENV)/.installed ## Say what fits where, with nothing started: make plan ARGS="--gpus 24GiB,24GiB"
+	@$(PY) scripts/plan.py $(ARGS) || [ $$? = 1 ] # something does not fit, and has been told
+
 .PHONY: key gen-key
 gen-key: key
 key: $(VENV)/.installed ## Make an API key: make key NAME=alice OPTIONS=rpm=60,priority=high

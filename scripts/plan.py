@@ -39,10 +39,7 @@ from corral.settings import Settings
 WIDTH = 100
 NAME_CHARS_MAX = 34
 NOTHING = "–"
-OTHER = (
-    "OTHER is what a process takes without its model, on each GPU and in main memory; and projectors and "
-    "draft models."
-)
+OTHER = "OTHER: a process without its model, on each GPU and in main memory; projectors; draft models."
 
 
 class Machine(NamedTuple):
@@ -299,9 +296,10 @@ def remarks(answer: Answer) -> Iterator[str]:
 
 
 def wrapped(text: str, bullet: str = "") -> list[str]:
-    return textwrap.wrap(
-        text, WIDTH, initial_indent=bullet, subsequent_indent=" " * len(bullet), break_on_hyphens=False
-    )
+    # Paths and flags stay whole, to be copied.
+    wrapper = textwrap.TextWrapper(WIDTH, break_long_words=False, break_on_hyphens=False)
+    wrapper.initial_indent, wrapper.subsequent_indent = bullet, " " * len(bullet)
+    return wrapper.wrap(text)
 
 
 def short_name(name: str) -> str:

@@ -4,6 +4,8 @@ MEMINFO          the file that says how much memory the machine has
 IMPATIENT        a process that hangs is killed after one second, not after thirty
 """
 
+from __future__ import annotations
+
 import os
 import sys
 from contextlib import ExitStack
