@@ -96,6 +96,7 @@ class App:
         # Process 1 of a container does not even notice a signal that it has no handler for.
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop_signal)
+        loop.add_signal_handler(signal.SIGHUP, self._load_keys, self.key_store.reload)
         self.reaper.start(loop)
         self._write_status()
         if self.settings.server.health_port != self.settings.server.port or not self.settings.server.port:
@@ -114,7 +115,6 @@ class App:
         self.phase = Phase.SERVING
         self.fleet.preload(self._preloads())
         self._write_status()
-        loop.add_signal_handler(signal.SIGHUP, self._load_keys, self.key_store.reload)
         tasks.spawn(self.fleet.run(), "the fleet's clock")
         tasks.spawn(self.opinions.run(), "the second opinions")
         self._every(STATUS_EVERY_S, self._write_status, "the status file")
@@ -238,7 +238,8 @@ class App:
         return ring
 
     def _load_keys(self, load: Callable[[], bool]) -> None:
-        if load():
+        # Before the gate is built there is nobody yet whom the new keys could be given to.
+        if load() and self.phase is not Phase.STARTING:
             self.gate.keys = self._key_ring()
 
     # Status and health -------------------------------------------------------------------------

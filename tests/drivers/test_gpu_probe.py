@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from corral.drivers.gpu_probe import GpuProbe
 from tests.stand_in_nvml import NvmlWorld
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
@@ -69,6 +71,41 @@ def test_processes_without_sizes_are_not_known(world: NvmlWorld) -> None:
     world.use(os.getpid(), {"GPU-a": 1000})
     world.options("no-sizes")
     assert look(world)[0]["process_bytes"] is None
+
+
+class Growing:
+    """A driver's library on whose one card a process takes 100 bytes more with every question."""
+
+    class NVMLError(Exception):
+        pass
+
+    NVML_DEVICE_MIG_ENABLE = 1
+
+    def __init__(self) -> None:
+        self._taken_bytes = 0
+
+    def _grow(self) -> int:
+        self._taken_bytes += 100
+        return self._taken_bytes
+
+    def __getattr__(self, name: str) -> Any:
+        answers = {
+            "nvmlDeviceGetCount": lambda: 1,
+            "nvmlDeviceGetHandleByIndex": lambda index: index,
+            "nvmlDeviceGetMigMode": lambda card: (0, 0),
+            "nvmlDeviceGetUUID": lambda card: "GPU-a",
+            "nvmlDeviceGetName": lambda card: "Growing",
+            "nvmlDeviceGetMemoryInfo": lambda card: SimpleNamespace(total=1000, free=1000 - self._grow()),
+            "nvmlDeviceGetComputeRunningProcesses": lambda card: [
+                SimpleNamespace(pid=7, usedGpuMemory=self._grow())
+            ],
+        }
+        return answers[name]
+
+
+def test_a_process_is_never_read_later_than_the_card_that_it_is_a_part_of() -> None:
+    (reading,) = GpuProbe(Growing()).read()
+    assert (reading.process_bytes, reading.used_bytes) == ({7: 100}, 200)
 
 
 def test_a_card_cut_into_instances_is_as_many_devices(world: NvmlWorld) -> None:

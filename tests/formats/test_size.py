@@ -62,7 +62,9 @@ def test_a_size_is_read_with_whatever_its_unit_is_called(text: str, size_bytes: 
     assert parse(text) == size_bytes
 
 
-@pytest.mark.parametrize("text", ["", "24", "G", "-1G", "1,5G", "24GiB!", "1e3G", "٣G", "9" * 10 + "G", "24GX"])
+@pytest.mark.parametrize(
+    "text", ["", "24", "G", "-1G", "1,5G", "24GiB!", "1e3G", "٣G", "9" * 10 + "G", "24GX"]
+)
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=f"^{text.replace('.', '[.]')}$"):
         parse(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ async def test_a_load_does_what_the_plan_has_said(tmp_path: Path) -> None:
         after = await house.plan("a")
         assert (before["verdict"], after["verdict"], after["status"]) == ("load", "loaded", "ready")
         assert after["devices"] == before["devices"]
-        assert after["message"].startswith("'a' is loaded on GPU 0 (")
+        assert after["message"].startswith("'a' has its place on GPU 0 (")
 
 
 @in_a_loop
@@ -269,6 +270,17 @@ async def test_memory_is_told_by_device_and_by_model(tmp_path: Path) -> None:
     assert model["vram_mb"] == 850
     assert model["estimate"][0]["parts"]["kv_cache"] == 64 * MIB
     assert full["status"] == "warning"  # no room for the other one
+
+
+@in_a_loop
+async def test_room_counts_for_models_that_are_not_there_yet(tmp_path: Path) -> None:
+    house = Guarded(tmp_path, 1000)
+    house.models[0] = replace(house.models[0], size_bytes=10 * MIB)
+    async with house.open():
+        await house.load("a")
+        house.card.used_mib = 850
+        said = (await house.ask("/vram")).json()
+    assert (said["estimated_free_for_new_model_mb"] > 10, said["status"]) == (True, "warning")
 
 
 @in_a_loop

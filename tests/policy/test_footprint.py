@@ -61,6 +61,12 @@ def test_several_gpus_share_by_their_shares() -> None:
     assert second == math.ceil(predicted[1].total * 1.5)
 
 
+def test_what_one_gpu_has_shown_leaves_room_for_the_second_ones_context() -> None:
+    one, two = (PREDICTION.total_device_bytes(Layout(ALL_LAYERS, shares)) for shares in ((1.0,), (1.0, 1.0)))
+    learnt = footprint({footprint().gpu_key(ALL_LAYERS): Learned(one, one)})
+    assert sum(learnt.spread((1, 1), ALL_LAYERS)) >= two
+
+
 def test_without_a_gpu_no_layer_is_meant_for_one() -> None:
     assert footprint().layer_count == ALL_LAYERS
     assert footprint(gpus=False).layer_count == 0
@@ -82,6 +88,16 @@ def test_a_refusal_can_say_what_would_fit(gpus: bool) -> None:
     need = sum(footprint().spread((1,), ALL_LAYERS)) if gpus else footprint().host_bytes(0)
     free = {"GPU-a": need - 1_000_000, HOST: need - 1_000_000}
     assert "It would fit with" in footprint(gpus=gpus).would_fit(free).text()
+
+
+def test_several_gpus_together_may_hold_what_the_largest_does_not() -> None:
+    [need] = footprint().spread((1,), ALL_LAYERS)
+    alone = footprint().would_fit({"GPU-a": need // 2, HOST: GIB})
+    beside = footprint().would_fit({"GPU-a": need - 1_000_000, "GPU-b": need - 1_000_000, HOST: GIB})
+    largest = footprint().would_fit({"GPU-a": need - 1_000_000, "GPU-b": 1_000_000, HOST: GIB})
+    assert alone.context_tokens is None
+    assert beside.available_bytes == 2 * (need - 1_000_000)
+    assert largest.available_bytes == need - 1_000_000
 
 
 def test_a_file_that_cannot_be_read_takes_about_its_size() -> None:

@@ -25,6 +25,12 @@ def test_what_was_measured_gets_the_small_margin_whatever_was_predicted() -> Non
     assert estimate(1000, Learned(500, 1000), multiplier=3.0) == Estimate(1000, 510, 10, Source.LEARNED)
 
 
+def test_what_is_predicted_beyond_the_measured_layout_is_added_and_what_is_less_is_not_taken_away() -> None:
+    # On two GPUs there are two contexts; the measurement may be of one.
+    assert estimate(1300, Learned(2000, 1000)) == Estimate(1300, 2346, 46, Source.LEARNED)
+    assert estimate(900, Learned(2000, 1000)) == Estimate(900, 2040, 40, Source.LEARNED)
+
+
 def test_a_multiplier_below_one_is_no_margin_but_never_less_than_predicted() -> None:
     assert estimate(1000, None, multiplier=0.5).bytes == 1000
 

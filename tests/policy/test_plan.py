@@ -201,7 +201,15 @@ def test_a_model_that_is_there_is_told_where() -> None:
     herd.books.reserve("a", decision.placement)
     plan = of_loaded("a", footprint(), decision.placement, herd.books.accounts())
     assert (plan.verdict, plan.placement) == (Verdict.LOADED, decision.placement)
-    assert plan.message == "'a' is loaded on GPU 0 (801.7 MiB), with 35.0 MiB of main memory beside."
+    assert plan.message == "'a' has its place on GPU 0 (801.7 MiB), with 35.0 MiB of main memory beside."
+
+
+def test_a_model_that_is_there_in_part_is_not_told_what_would_fit_beside_itself() -> None:
+    herd = Herd(1000)
+    wanted = footprint(LONG)
+    decision = herd.guard.decide("a", wanted, idle=(), busy=())
+    assert isinstance(decision, Place)
+    assert of_loaded("a", wanted, decision.placement, herd.books.accounts()).would_fit is None
 
 
 def test_a_plan_changes_nothing_in_the_books() -> None:

@@ -32,7 +32,7 @@ from tests.waiting import wait_until
 
 ALTERED_GATEWAY = Path(__file__).with_name("altered_gateway.py")
 # An answer that takes a while, and that ends.
-LONG = {"ignore_eos": True, "max_tokens": 3000}
+LONG: dict[str, Any] = {"ignore_eos": True, "max_tokens": 3000}
 # Flags with which it dies at its start, how it ends, and what of its words must be passed on.
 FLAGS = {
     "unknown-flag": (["--no-such-flag"], "exit code 1", "error: invalid argument: --no-such-flag"),

@@ -89,6 +89,8 @@ class GpuProbe:
 
     def _read(self, handle: Any, index: int) -> GpuReading:
         nvml = self._nvml
+        # Before the whole, so that no part is newer than it: a model takes gigabytes with one call.
+        processes = self._processes(handle)
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
         return GpuReading(
             uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
@@ -96,7 +98,7 @@ class GpuProbe:
             name=_text(nvml.nvmlDeviceGetName(handle)),
             total_bytes=int(memory.total),
             used_bytes=int(memory.total) - int(memory.free),
-            process_bytes=self._processes(handle),
+            process_bytes=processes,
         )
 
     def _processes(self, handle: Any) -> Mapping[int, int] | None:

@@ -43,6 +43,9 @@ class Address(NamedTuple):
 class BackendGone(errors.UpstreamError):
     """The backend closed the connection, or refused it, before a byte of its answer came."""
 
+    # Whether any of the request may have reached it.
+    was_sent = True
+
 
 # Asked what a long silence means; it answers later, by `wait_on` or `give_up`.
 OnSilence = Callable[["ClientConnection"], None]
@@ -317,13 +320,17 @@ class HttpClient:
         answer that is not HTTP. After `silence_s` without a byte, and after as long again each time,
         `on_silence` is asked; without one that is an UpstreamTimeout.
         """
-        idle = self._idle.get(address)
-        if idle:
+        was_sent = False
+        if idle := self._idle.get(address):
             try:
                 return await idle.pop().ask(method, data, silence_s, on_silence)
             except BackendGone:
-                pass  # a kept connection that was closed meanwhile
-        connection = await self._connect(address)
+                was_sent = True  # on a kept connection: it may have been closed long before
+        try:
+            connection = await self._connect(address)
+        except BackendGone as gone:
+            gone.was_sent = was_sent
+            raise
         return await connection.ask(method, data, silence_s, on_silence)
 
     async def _connect(self, address: Address) -> ClientConnection:

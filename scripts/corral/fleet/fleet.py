@@ -42,6 +42,8 @@ log = logging.getLogger("corral.fleet")
 
 TICK_S = 0.25
 # To a flag's wrong value it answers with one line of what is wrong and nine about the flag (measured).
+# They go into errors and into the status file; a prompt that a debug flag prints must fill neither.
+LAST_WORDS_CHARS_MAX = 2000
 LOG_TAIL_LINES = 12
 # After SIGTERM's and SIGKILL's own patience there is nothing left to hope for.
 STOP_TIMEOUT_S = 30.0
@@ -347,7 +349,7 @@ class Fleet:
         """Nobody asked it to go. Pause and try again, or give up; tell those who waited for the load."""
         now = clock.monotonic()
         tail = model.engine.log_tail(LOG_TAIL_LINES) if model.engine is not None else []
-        model.last_words = " | ".join([how, *filter(str.strip, tail)])
+        model.last_words = " | ".join([how, *filter(str.strip, tail)])[:LAST_WORDS_CHARS_MAX]
         model.died_loading = model.state in (ModelState.STARTING, ModelState.LOADING)
         model.deaths = model.deaths.another(lived_s=model.good_spell_s)
         model.retry_at = now + model.deaths.pause_s(random.random())

@@ -45,6 +45,10 @@ def measure_out(
     except (OSError, GgufError, Unpredictable) as error:
         log.info("%s can't be predicted, its file's size is taken for it: %s", model.name, error)
         return UnknownFootprint(model.size_bytes, gpus=gpus)
+    except Exception:
+        # Sums over a stranger's file. A mistake in them must cost a prediction, not a decision half-way.
+        log.exception("%s can't be predicted, its file's size is taken for it", model.name)
+        return UnknownFootprint(model.size_bytes, gpus=gpus)
     return PredictedFootprint(
         prediction,
         fingerprint(facts),

@@ -27,6 +27,8 @@ log = logging.getLogger("corral.inference")
 
 # The engine's own errors are small; a larger one is cut off rather than held in memory.
 ERROR_BODY_MAX_BYTES = 256 * 1024
+# A request that was there at so many deaths of its model's process is not given to a third one.
+DEATHS_MAX = 2
 # What a client says to the gate and not to the engine: its key, and what we write ourselves.
 NOT_FORWARDED = frozenset(
     {
@@ -56,6 +58,10 @@ class EngineLost(errors.UpstreamError):
 
     should_retry = False
 
+    def __init__(self, message: str, *, was_there: bool) -> None:
+        super().__init__(message)
+        self.was_there = was_there
+
 
 async def infer(gate: Gate, call: Call) -> None:
     call.is_inference = True
@@ -71,12 +77,18 @@ async def infer(gate: Gate, call: Call) -> None:
     refuse_impossible(exchange.head.path, model)
     refuse_to_load(gate, call, model)
     exchange.expire(exchange.received_at + gate.settings.herd.request_max_s, partial(too_long, gate))
-    try:
-        await serve(gate, call, model, body)
-    except EngineLost:
-        # Once, because a crash may have had nothing to do with this request; not twice, because it may.
+    deaths = 0
+    while True:
+        try:
+            await serve(gate, call, model, body)
+            return
+        except EngineLost as lost:
+            # Once more, because a crash may have had nothing to do with this request; not twice, because
+            # it may. A process that was dead before the request reached it does not count.
+            deaths += lost.was_there
+            if deaths == DEATHS_MAX:
+                raise
         log.warning("request %s is sent again: %s died before it answered", call.request_id, model.name)
-        await serve(gate, call, model, body)
 
 
 async def serve(gate: Gate, call: Call, model: Model, body: bytes) -> None:
@@ -92,7 +104,8 @@ async def serve(gate: Gate, call: Call, model: Model, body: bytes) -> None:
                 raise
             raise EngineLost(
                 f"The llama-server of {model.name!r} died while it worked on this request, and will not be "
-                "given it again."
+                "given it again.",
+                was_there=error.was_sent,
             ) from error
         finally:
             call.waited_on_others_s += clock.monotonic() - sent_at

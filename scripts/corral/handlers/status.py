@@ -23,9 +23,10 @@ async def ping(gate: Gate, call: Call) -> None:
 
 
 async def is_ready(gate: Gate, call: Call) -> None:
-    send_json(call, {"status": "ready"}) if ready(gate.status()) else send_json(
-        call, {"status": "not ready"}, status=503
-    )
+    if ready(gate.status()):
+        send_json(call, {"status": "ready"})
+    else:
+        send_json(call, {"status": "not ready"}, status=503)
 
 
 async def is_alive(_gate: Gate, call: Call) -> None:

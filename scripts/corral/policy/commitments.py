@@ -9,8 +9,9 @@ what of the device's used bytes is known to be the model's own. Whatever is not 
 as foreign. While a model loads and can't be measured, its growing part is therefore counted twice: that
 errs on the safe side, and `Account.hoped_bytes` says how much room there may be in truth.
 
-An error is dangerous in one direction only: a measurement above the truth hides foreign memory. It does
-no harm because it counts as promised itself for as long as it stands: the sum never falls below `used`.
+An error is dangerous in one direction only: a measurement above the truth hides foreign memory. Once a
+model has all that it will take this does no harm, because the measurement counts as promised itself for
+as long as it stands: the sum never falls below `used`. Before that, no part may be read after the whole.
 
 Once a model is loaded, its measurement takes the reservation's place, on a GPU: there a llama-server
 takes all that it needs at once. On the host the reservation stays, because weights are mapped from the

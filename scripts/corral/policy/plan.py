@@ -50,7 +50,7 @@ class Plan:
     evict: tuple[str, ...] = ()
     wait_for: tuple[str, ...] = ()
     impossible: Impossible | None = None
-    would_fit: Suggestions | None = None  # in whole, where this is nowhere or not quite on GPUs
+    would_fit: Suggestions | None = None  # where this fits nowhere, or now but not all on GPUs
 
 
 class Company(NamedTuple):
@@ -85,6 +85,7 @@ def foresee(
         message=f"{plan.message}{_after(evict)}.{''.join(map(_waiting, waits))}",
         evict=tuple(evict),
         wait_for=tuple(name for wait in waits if wait.reason is not Reason.UNREADABLE for name in wait.on),
+        would_fit=_whole(plan, footprint, accounts) if verdict is Verdict.LOAD else None,
     )
 
 
@@ -103,14 +104,11 @@ def _placed(
 ) -> Plan:
     """A plan whose message lacks its end."""
     names = {account.id: account.name for account in accounts}
-    rooms = {account.id: account.room_bytes for account in accounts}
     where = "" if placement is None else f" {_where(placement, footprint.layer_count, names)}"
-    in_part = placement is not None and placement.layers < footprint.layer_count
-    suggestions = footprint.would_fit(rooms) if in_part else None
     return Plan(
         model=model,
         verdict=verdict,
-        message=f"{model!r} {'is loaded' if verdict is Verdict.LOADED else 'would load'}{where}",
+        message=f"{model!r} {'has its place' if verdict is Verdict.LOADED else 'would load'}{where}",
         context_tokens=footprint.context_tokens,
         slots=footprint.slots,
         layer_count=footprint.layer_count,
@@ -118,9 +116,15 @@ def _placed(
         placement=placement,
         shares=footprint.shares(placement) if placement else (),
         names=names,
-        # As many layers as fit are there already.
-        would_fit=suggestions._replace(gpu_layers=None) if suggestions else None,
     )
+
+
+def _whole(plan: Plan, footprint: AnyFootprint, accounts: Iterable[Account]) -> Suggestions | None:
+    """What would be all on GPUs, of a model that is not. That has as many layers there as fit."""
+    if plan.placement is None or plan.placement.layers == plan.layer_count:
+        return None
+    suggestions = footprint.would_fit({account.id: account.room_bytes for account in accounts})
+    return suggestions._replace(gpu_layers=None) if suggestions else None
 
 
 def _refused(impossible: Impossible, footprint: AnyFootprint) -> Plan:

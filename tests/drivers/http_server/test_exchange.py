@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from corral import errors
 from corral.drivers.http_server import Exchange
 from corral.formats import http1
 from tests.drivers.serving import RawClient, serving
@@ -174,3 +175,13 @@ def test_a_slow_reader_pauses_the_source_and_resumes_it() -> None:
         return tap.calls
 
     assert asyncio.run(main()) == ["pause", "resume"]
+
+
+def test_a_broken_answer_that_only_the_connection_would_end_is_reset() -> None:
+    async def fail(exchange: Exchange) -> None:
+        exchange.start(200, [])
+        exchange.write(b"half")
+        raise errors.UpstreamError("gone")
+
+    with pytest.raises(ConnectionResetError):
+        ask(fail, get(version="1.0"))

@@ -15,6 +15,8 @@ import asyncio
 import contextlib
 import logging
 import math
+import socket
+import struct
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -361,6 +363,15 @@ class Connection(asyncio.Protocol):
         """Close between two requests. Where none has begun yet, the first is on its way, and is answered."""
         if self._exchange is None and self._had_request and self.reader.idle and not self._lingering:
             self._linger(wait=False)
+
+    def reset(self) -> None:
+        """Close so that the other side sees an error and no end."""
+        if self.transport.is_closing():
+            return
+        # Lingering for no time at all makes the kernel send RST instead of FIN (socket(7)).
+        client = self.transport.get_extra_info("socket")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
 
     def abort(self) -> None:
         self.transport.abort()

@@ -38,6 +38,7 @@ class Wire(Protocol):
     def closing(self) -> bool: ...
     def date(self) -> bytes: ...
     def send(self, data: bytes) -> None: ...
+    def reset(self) -> None: ...
     async def more_body(self) -> None: ...
     async def writable(self) -> None: ...
 
@@ -49,6 +50,7 @@ class Exchange:
         "_body_done",
         "_chunked",
         "_close",
+        "_ends_with_connection",
         "_finished",
         "_last",
         "_out",
@@ -76,6 +78,7 @@ class Exchange:
         self._out: list[bytes] = []
         self._chunked = False
         self._close = not head.keep_alive
+        self._ends_with_connection = False
         self._finished = False
         self._body_done = head.content_length in (None, 0) and not head.chunked
         self._source: Source | None = None
@@ -142,7 +145,9 @@ class Exchange:
             self._chunked = True
             headers = [*headers, (b"transfer-encoding", b"chunked")]
         else:
-            self._close = True  # HTTP/1.0 knows an end only by the connection's (RFC 9112, 6.3)
+            self._close = self._ends_with_connection = (
+                True  # HTTP/1.0 knows an end only by the connection's (RFC 9112, 6.3)
+            )
         self._send_head(status, headers)
 
     def _send_head(self, status: int, headers: Headers) -> None:
@@ -204,6 +209,8 @@ class Exchange:
         self.flush()
         self._close = True
         self._finished = True
+        if self._ends_with_connection:
+            self._wire.reset()  # an orderly close would be the terminator
 
     async def drain(self) -> None:
         """Wait until a slow reader has taken enough."""
