@@ -14,7 +14,6 @@ TABLE = {
     "NotFound": (404, "invalid_request_error", "not_found"),
     "MethodNotAllowed": (405, "invalid_request_error", "method_not_allowed"),
     "RequestTimeout": (408, "invalid_request_error", "request_timeout"),
-    "LengthRequired": (411, "invalid_request_error", "length_required"),
     "PayloadTooLarge": (413, "invalid_request_error", "payload_too_large"),
     "UriTooLong": (414, "invalid_request_error", "uri_too_long"),
     "HeaderFieldsTooLarge": (431, "invalid_request_error", "header_fields_too_large"),

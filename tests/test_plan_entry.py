@@ -135,10 +135,10 @@ def test_what_a_load_has_really_taken_counts_more_than_a_prediction(demo: Place)
     )
     assert isinstance(known, PredictedFootprint)
     store = LearnedStore(config.paths.state / "corral.db")
-    store.remember(known.gpu_key(known.layer_count), Learned(1000 * MIB, 300 * MIB))
+    store.remember(known.gpu_key(known.layer_count), Learned(1000 * MIB, 400 * MIB))
     store.close()
     demo_plan, embed_plan = demo.document("--gpus", "8GiB")["models"]
-    assert demo_plan["devices"][0]["bytes"] == round(1020 * MIB)
+    assert demo_plan["devices"][0]["bytes"] >= 1000 * MIB > demo_plan["devices"][0]["predicted_bytes"]
     assert [share["source"] for share in demo_plan["devices"]] == ["learned", "predicted"]
     assert {share["source"] for share in embed_plan["devices"]} == {"predicted"}
     assert row(demo.lines("--gpus", "8GiB"), "demo", last=True)[-1] == "learned/predicted"

@@ -36,6 +36,7 @@ from corral.drivers.process import Child, spawn
 from corral.drivers.reaper import Reaper
 from corral.fleet import Fleet, FleetMemory, LlamaEngines, SecondOpinions
 from corral.formats import http1
+from corral.formats.size import amount
 from corral.formats.status import ModelState, Phase, StatusDocument, to_json
 from corral.handlers import replies
 from corral.handlers.gate import Gate
@@ -349,9 +350,9 @@ class App:
 def hardware(gpus: Sequence[GpuReading]) -> str:
     """What the models run on, in words."""
     if gpus:
-        return ", ".join(f"{gpu.name} ({welcome.size(gpu.total_bytes)})" for gpu in gpus)
+        return ", ".join(f"{gpu.name} ({amount(gpu.total_bytes)})" for gpu in gpus)
     memory = host_memory.read()
-    return "no GPU found, CPU mode" + (f", {welcome.size(memory.total_bytes)} of memory" if memory else "")
+    return "no GPU found, CPU mode" + (f", {amount(memory.total_bytes)} of memory" if memory else "")
 
 
 def raise_descriptor_limit() -> None:

@@ -52,10 +52,6 @@ class RequestTimeout(InvalidRequest):
     status, code = 408, "request_timeout"
 
 
-class LengthRequired(InvalidRequest):
-    status, code = 411, "length_required"
-
-
 class PayloadTooLarge(InvalidRequest):
     status, code = 413, "payload_too_large"
 

@@ -10,13 +10,12 @@ import corral
 from corral.catalogue import Catalogue, Model
 from corral.drivers import clock, key_file_store
 from corral.formats import key_file
+from corral.formats.size import amount
 from corral.settings import Settings
 
 NAMES_MAX = 12
 # What means every interface, of which `localhost` is one.
 EVERYWHERE = (None, "", "*", "::", "0.0.0.0")
-GIB = 1024**3
-MIB = 1024**2
 
 
 def screen(settings: Settings, catalogue: Catalogue, port: int, hardware: str) -> str:
@@ -48,13 +47,9 @@ def models_line(catalogue: Catalogue, folder: Path) -> str:
     models = list(catalogue.models.values())
     if not models:
         return f"none yet: copy a .gguf file into {folder} and start again"
-    shown = ", ".join(f"{model.name} ({size(model.size_bytes)})" for model in models[:NAMES_MAX])
+    shown = ", ".join(f"{model.name} ({amount(model.size_bytes)})" for model in models[:NAMES_MAX])
     more = len(models) - NAMES_MAX
     return shown + (f" and {more} more" if more > 0 else "")
-
-
-def size(size_bytes: int) -> str:
-    return f"{size_bytes / GIB:.1f} GiB" if size_bytes >= GIB else f"{size_bytes / MIB:.1f} MiB"
 
 
 def keys_line(settings: Settings) -> str:

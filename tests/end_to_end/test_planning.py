@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tests.end_to_end.conftest import StartMachine
 from tests.end_to_end.gpus import PREDICTED_MIB, RESERVED_MIB, ROOM_FOR_ONE_MIB, Machine, takes
 from tests.policy.memory.files import MIB
@@ -31,7 +33,8 @@ def test_a_plan_comes_true_and_is_better_the_next_time(start_machine: StartMachi
     machine.chat("b")
     assert machine.states("a", "b") == ["off", "ready"]
     learned = plan(machine, "a")["devices"][0]
-    assert (learned["source"], learned["bytes"]) == ("learned", TAKES_MIB * MIB * 102 // 100)
+    assert learned["source"] == "learned"
+    assert learned["bytes"] == pytest.approx(TAKES_MIB * MIB * 1.02, rel=0.01)
 
 
 def test_the_state_of_memory_is_what_processes_and_others_take(start_machine: StartMachine) -> None:

@@ -90,16 +90,6 @@ def test_a_refusal_can_say_what_would_fit(gpus: bool) -> None:
     assert "It would fit with" in footprint(gpus=gpus).would_fit(free).text()
 
 
-def test_several_gpus_together_may_hold_what_the_largest_does_not() -> None:
-    [need] = footprint().spread((1,), ALL_LAYERS)
-    alone = footprint().would_fit({"GPU-a": need // 2, HOST: GIB})
-    beside = footprint().would_fit({"GPU-a": need - 1_000_000, "GPU-b": need - 1_000_000, HOST: GIB})
-    largest = footprint().would_fit({"GPU-a": need - 1_000_000, "GPU-b": 1_000_000, HOST: GIB})
-    assert alone.context_tokens is None
-    assert beside.available_bytes == 2 * (need - 1_000_000)
-    assert largest.available_bytes == need - 1_000_000
-
-
 def test_a_file_that_cannot_be_read_takes_about_its_size() -> None:
     unknown = UnknownFootprint(1000, gpus=True)
     assert unknown.spread((1, 1), 1) == (500, 500)

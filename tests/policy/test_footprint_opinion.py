@@ -69,7 +69,7 @@ def test_what_the_host_was_seen_to_hold_does_not_lower_it() -> None:
 def test_a_measurement_of_gpus_beats_it() -> None:
     plain = footprint({})
     key = plain.gpu_key(ALL_LAYERS)
-    both = footprint({key: Learned(1 << 30, 1), plain.opinion_key: Learned(200, 100)})
+    both = footprint({key: Learned(1 << 30, 1 << 30), plain.opinion_key: Learned(200, 100)})
     assert on_one(both) == pytest.approx((1 << 30) * LEARNED_MULTIPLIER, abs=2)
 
 

@@ -100,12 +100,12 @@ def test_the_parts_are_of_each_device_and_their_sum_is_the_whole() -> None:
 
 def test_what_was_learnt_is_told_from_what_is_predicted_on_each_device() -> None:
     plain = footprint()
-    known = {plain.gpu_key(LAYERS): Learned(900 * MIB, 800 * MIB)}
+    known = {plain.gpu_key(LAYERS): Learned(900 * MIB, 1000 * MIB)}
     plan = Herd(1000).plan(footprint(known=known))
     assert plan.placement is not None
     gpu, host = plan.shares
     assert (gpu.source, host.source) == (Source.LEARNED, Source.PREDICTED)
-    assert gpu.bytes == pytest.approx(918 * MIB, abs=1)
+    assert gpu.bytes == pytest.approx(918 * MIB, rel=0.01)
     assert gpu.parts.total == plain.predicted_gpu_bytes(plan.placement)
 
 
@@ -161,6 +161,18 @@ def test_what_fits_nowhere_is_refused_in_the_guards_words_and_with_what_would_fi
     shorter = footprint(f"-c {plan.would_fit.context_tokens} -np 2", layers_fixed=True)
     assert herd.plan(shorter).verdict is Verdict.LOAD
     assert plan.parts.total == plan.impossible.gpu_bytes + plan.impossible.host_bytes
+
+
+def test_two_cards_are_suggested_more_than_one_and_hold_it() -> None:
+    suggested = []
+    for herd in (Herd(1000), Herd(1000, 1000)):
+        would_fit = herd.plan(footprint(HUGE, layers_fixed=True)).would_fit
+        assert would_fit is not None
+        assert would_fit.context_tokens is not None
+        suggested.append(would_fit.context_tokens)
+        shorter = footprint(f"-c {would_fit.context_tokens} -np 2", layers_fixed=True)
+        assert herd.plan(shorter).verdict is Verdict.LOAD
+    assert suggested[1] > 2 * suggested[0]
 
 
 def test_layers_are_not_suggested_if_the_rest_would_not_fit_on_the_host() -> None:

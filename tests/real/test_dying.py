@@ -31,8 +31,9 @@ from tests.support import Corral, running_corral
 from tests.waiting import wait_until
 
 ALTERED_GATEWAY = Path(__file__).with_name("altered_gateway.py")
-# An answer that takes a while, and that ends.
-LONG: dict[str, Any] = {"ignore_eos": True, "max_tokens": 3000}
+# An answer that takes a good second, and one that takes minutes.
+LONG: dict[str, Any] = {"ignore_eos": True, "max_tokens": 4000}
+ENDLESS: dict[str, Any] = {"ignore_eos": True, "max_tokens": -1}
 # Flags with which it dies at its start, how it ends, and what of its words must be passed on.
 FLAGS = {
     "unknown-flag": (["--no-such-flag"], "exit code 1", "error: invalid argument: --no-such-flag"),
@@ -179,7 +180,7 @@ def test_a_request_whose_engine_dies_before_the_first_byte_is_answered_by_the_ne
 
 def test_a_request_that_was_there_at_two_deaths_is_not_given_to_a_third(corral: Corral) -> None:
     with ThreadPoolExecutor(1) as clients:
-        answer = clients.submit(corral.ask, CHAT, chat("poisoned", **LONG))
+        answer = clients.submit(corral.ask, CHAT, chat("poisoned", **ENDLESS))
         first = kill_at_work(corral, "poisoned")
         second = kill_at_work(corral, "poisoned")
         error = answer.result().json()["error"]
@@ -204,7 +205,7 @@ def test_one_that_hangs_fails_its_request_and_is_killed_and_started_again(
         program=ALTERED_GATEWAY,
     ) as corral:
         with ThreadPoolExecutor(1) as clients:
-            answer = clients.submit(corral.ask, CHAT, chat(**LONG))
+            answer = clients.submit(corral.ask, CHAT, chat(**ENDLESS))
             wait_until(lambda: busy_slots(corral) == 1, "it works")
             pid = model_status(corral)["pid"]
             os.kill(pid, signal.SIGSTOP)

@@ -5,6 +5,8 @@ lease           what a request holds while it needs a model
 keeper          follows one process from its start until its memory has come back
 managed         one model as the fleet keeps it
 memory          the VRAM guard with eyes: readings, books, what was learnt
+devices         readings of the machine's memory, as the books want them
+footprints      what a model will take, from its files and its command line
 second_opinion  what llama.cpp's own planner says to the guard's predictions
 engines         how a model becomes a process that answers
 watchman        whether that process still works, looked at on suspicion

@@ -41,7 +41,7 @@ def measure_out(
             projector=next(map(model_files.read_header, projectors), None),
             draft=[model_files.read_header(path) for path in drafts],
         )
-        facts = [_file_facts(path) for path in (*shards, *projectors, *drafts)]
+        facts = [file_facts(path) for path in (*shards, *projectors, *drafts)]
     except (OSError, GgufError, Unpredictable) as error:
         log.info("%s can't be predicted, its file's size is taken for it: %s", model.name, error)
         return UnknownFootprint(model.size_bytes, gpus=gpus)
@@ -59,6 +59,6 @@ def measure_out(
     )
 
 
-def _file_facts(path: Path) -> FileFacts:
+def file_facts(path: Path) -> FileFacts:
     status = path.stat()
     return FileFacts(path.name, status.st_size, status.st_mtime_ns)

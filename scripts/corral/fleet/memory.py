@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from corral import errors
 from corral.catalogue import Catalogue
@@ -19,11 +20,12 @@ from corral.drivers import clock, process_facts
 from corral.drivers.gpu_probe import GpuProbe, GpuReading
 from corral.drivers.learned_store import LearnedStore
 from corral.fleet.devices import read_gpus, read_host
-from corral.fleet.footprints import measure_out
+from corral.fleet.footprints import file_facts, measure_out
 from corral.metrics import Metrics
 from corral.policy import guard as guarding
 from corral.policy import plan
 from corral.policy.commitments import Commitments, Device, Measurement
+from corral.policy.fingerprint import FileFacts
 from corral.policy.footprint import AnyFootprint, PredictedFootprint, UnknownFootprint
 from corral.policy.guard import Decision, Guard, Impossible
 from corral.policy.learning import Learned, LearnedKey, error_ratio
@@ -37,6 +39,13 @@ log = logging.getLogger("corral.memory")
 
 # After a start, or a model that was wanted, more of the same kind is to be expected.
 QUIET_S = 3.0
+
+
+class MeasuredOut(NamedTuple):
+    """A footprint, and what its file was known by when it was taken."""
+
+    facts: FileFacts | None
+    footprint: AnyFootprint
 
 
 class FleetMemory:
@@ -63,7 +72,7 @@ class FleetMemory:
         self._guard = Guard(
             self._books, settings.herd.allocation_strategy, cpu_fallback=settings.herd.cpu_fallback
         )
-        self._footprints: dict[str, AnyFootprint] = {}
+        self._footprints: dict[str, MeasuredOut] = {}
         self._placements: dict[str, Placement] = {}
         self._pids: dict[str, int] = {}
         self._candid: set[str] = set()  # GPUs whose lists of processes have shown one of ours
@@ -201,8 +210,8 @@ class FleetMemory:
     async def study(self, models: Iterable[str]) -> None:
         """Have these models measured out, on another thread: it may take some 50 ms each."""
         for name in models:
-            if name not in self._footprints:
-                self._footprints[name] = await asyncio.to_thread(self.measure_out, name)
+            if not self._is_measured_out(name):
+                self._footprints[name] = await asyncio.to_thread(self._measure_anew, name)
 
     def plan(self, models: Iterable[str], outlook: Outlook) -> list[Plan]:
         """What would become of a request for each of these. Not a decision: nobody is disturbed by it."""
@@ -294,10 +303,25 @@ class FleetMemory:
     # Footprints --------------------------------------------------------------------------------
 
     def _footprint(self, name: str) -> AnyFootprint:
-        footprint = self._footprints.get(name)
-        if footprint is None:
-            footprint = self._footprints[name] = self.measure_out(name)
-        return footprint
+        if not self._is_measured_out(name):
+            self._footprints[name] = self._measure_anew(name)
+        return self._footprints[name].footprint
+
+    def _is_measured_out(self, name: str) -> bool:
+        """A file may be replaced while its model is off; one that runs is what it was started from."""
+        known = self._footprints.get(name)
+        return known is not None and (name in self._books or known.facts == self._facts(name))
+
+    def _measure_anew(self, name: str) -> MeasuredOut:
+        # First the facts: a change in between shows at the next look instead of never.
+        facts = self._facts(name)
+        return MeasuredOut(facts, self.measure_out(name))
+
+    def _facts(self, name: str) -> FileFacts | None:
+        try:
+            return file_facts(self._catalogue.models[name].path)
+        except OSError:
+            return None
 
     def measure_out(self, name: str) -> AnyFootprint:
         """What a model will take, read anew from its file and its command line."""

@@ -14,7 +14,6 @@ from corral.handlers.call import Call
 Headers = list[tuple[bytes, bytes]]
 
 JSON_TYPE = (b"content-type", b"application/json")
-TEXT_TYPE = (b"content-type", b"text/plain; charset=utf-8")
 
 
 def send_json(call: Call, document: Mapping[str, Any], status: int = 200) -> None:

@@ -62,7 +62,9 @@ def estimate(
     if learned is None:
         expected, factor, source = predicted_bytes, multiplier, Source.PREDICTED
     else:
-        expected, factor, source = learned.measured_bytes, LEARNED_MULTIPLIER, Source.LEARNED
+        # It may have been measured on fewer GPUs, and each more has a context of its own.
+        unmeasured = max(0, predicted_bytes - learned.predicted_bytes)
+        expected, factor, source = learned.measured_bytes + unmeasured, LEARNED_MULTIPLIER, Source.LEARNED
     total = round(expected * max(1.0, factor))
     return Estimate(predicted_bytes, total, total - expected, source)
 

@@ -41,7 +41,7 @@ def test_the_hyperparameters_are_the_architectures_own() -> None:
         qwen3__block_count=28,
         llama__block_count=1,
     )
-    assert (found.architecture, found.context_length, found.block_count) == ("qwen3", 40_960, 28)
+    assert (found.architecture, found.context_length, found.count("block_count")) == ("qwen3", 40_960, 28)
 
 
 @pytest.mark.parametrize("value", ["many", 1.5, True, [1, 2]])

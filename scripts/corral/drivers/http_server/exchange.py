@@ -145,9 +145,8 @@ class Exchange:
             self._chunked = True
             headers = [*headers, (b"transfer-encoding", b"chunked")]
         else:
-            self._close = self._ends_with_connection = (
-                True  # HTTP/1.0 knows an end only by the connection's (RFC 9112, 6.3)
-            )
+            # HTTP/1.0 knows an end only by the connection's (RFC 9112, 6.3)
+            self._close = self._ends_with_connection = True
         self._send_head(status, headers)
 
     def _send_head(self, status: int, headers: Headers) -> None:

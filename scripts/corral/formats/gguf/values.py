@@ -139,10 +139,6 @@ class Gguf:
         return self.count("context_length")
 
     @property
-    def block_count(self) -> int | None:
-        return self.count("block_count")
-
-    @property
     def pooling_type(self) -> Pooling | None:
         number = self.count("pooling_type")
         # Minus one stands for "not specified", which an unsigned field turns into 4294967295.
