@@ -1,4 +1,4 @@
-"""A model's file may be replaced while the gateway runs: the next start is promised what the new one takes."""
+"""A model's file may be replaced while the gateway runs: the next start goes by the new one."""
 
 from __future__ import annotations
 

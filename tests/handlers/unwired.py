@@ -25,6 +25,9 @@ class NoWire:
     def send(self, data: bytes) -> None:
         self.sent += data
 
+    def reset(self) -> None:
+        pass
+
     async def more_body(self) -> None:
         raise AssertionError("nobody sends more")
 
