@@ -73,7 +73,9 @@ fi
 say "4/4 compiling"
 targets=(llama-server)
 # The memory planner comes with newer sources only; where it exists it makes predictions exact.
-if ninja -C "$work/build" -t targets all 2>/dev/null | grep -q '^llama-fit-params:'; then
+# (No pipe into grep -q: it stops reading at the first match, and the writer's SIGPIPE would fail the pipe.)
+known_targets=$(ninja -C "$work/build" -t targets all)
+if grep -q '^llama-fit-params:' <<<"$known_targets"; then
     targets+=(llama-fit-params)
 fi
 NINJA_STATUS="[engine %p %es] " ninja -C "$work/build" "${targets[@]}" >&2

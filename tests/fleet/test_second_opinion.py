@@ -230,6 +230,23 @@ def test_without_a_sound_answer_the_prediction_stands_and_the_next_model_is_aske
     assert not stage.memory.held
 
 
+def test_a_mistake_with_an_answer_does_not_keep_what_was_lent(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(monkeypatch, "a")
+
+    def fail(*_arguments: object) -> Learned:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("corral.policy.memory.second_opinion.judge", fail)
+
+    async def scenario(ran: asyncio.Future[None]) -> None:
+        (await stage.planner()).ends(LESS)
+        with pytest.raises(ZeroDivisionError):
+            await ran
+
+    stage.play(scenario)
+    assert not stage.memory.held
+
+
 def test_a_process_that_cannot_be_had_gives_its_memory_back(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -56,7 +56,10 @@ class GpuProbe:
         return cls(nvml)
 
     def read(self) -> tuple[GpuReading, ...]:
-        """Every device that can be read just now. One that can't is missing: nothing is to be put there."""
+        """Every device that can be read just now. One that can't is missing: nothing is to be put there.
+
+        All behind it are missing too: their places in the list are their numbers, by which people name them.
+        """
         readings: list[GpuReading] = []
         try:
             for index in range(min(self._nvml.nvmlDeviceGetCount(), DEVICES_MAX)):

@@ -8,23 +8,27 @@ are taken out of the cgroup's count too.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 MEMINFO = Path("/proc/meminfo")
+OWN_CGROUPS = Path("/proc/self/cgroup")
+CGROUPS = Path("/sys/fs/cgroup")
+# Deeper than any service manager nests them.
+DEPTH_MAX = 32
 
 
-class Cgroup(NamedTuple):
-    """Where one version of cgroups keeps its figures."""
+class Files(NamedTuple):
+    """What one version of cgroups calls its figures."""
 
-    limit: Path
-    usage: Path
-    stat: Path
-    file_prefix: str
+    limit: str
+    usage: str
+    file_prefix: str  # in memory.stat
 
 
-CGROUP_2 = Path("/sys/fs/cgroup")
-CGROUP_1 = Path("/sys/fs/cgroup/memory")
+VERSION_2 = Files("memory.max", "memory.current", "")
+VERSION_1 = Files("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
 
 
 class HostMemory(NamedTuple):
@@ -38,38 +42,52 @@ def read() -> HostMemory | None:
     if "MemTotal" not in fields or "MemAvailable" not in fields:
         return None
     total, available = fields["MemTotal"] * 1024, fields["MemAvailable"] * 1024
-    for cgroup in (
-        Cgroup(CGROUP_2 / "memory.max", CGROUP_2 / "memory.current", CGROUP_2 / "memory.stat", ""),
-        Cgroup(
-            CGROUP_1 / "memory.limit_in_bytes",
-            CGROUP_1 / "memory.usage_in_bytes",
-            CGROUP_1 / "memory.stat",
-            "total_",
-        ),
-    ):
-        limit, usage = _number(cgroup.limit), _number(cgroup.usage)
+    for folder, files in _own_cgroups():
+        limit, usage = _number(folder / files.limit), _number(folder / files.usage)
         # Version 1 says "no limit" with a number close to 2**63.
         if limit is not None and usage is not None and limit < total:
-            stat = _fields(cgroup.stat, " ")
-            files = sum(stat.get(f"{cgroup.file_prefix}{age}_file", 0) for age in ("active", "inactive"))
-            return HostMemory(limit, max(0, min(available, limit - max(0, usage - files))))
+            stat = _fields(folder / "memory.stat", " ")
+            dropped = sum(stat.get(f"{files.file_prefix}{age}_file", 0) for age in ("active", "inactive"))
+            total, available = limit, max(0, min(available, limit - max(0, usage - dropped)))
     return HostMemory(total, available)
+
+
+def _own_cgroups() -> Iterator[tuple[Path, Files]]:
+    """The folders whose limits hold for this process: its own cgroup's, and all above it (cgroups(7)).
+
+    In a container the path that the kernel names may be the host's and not be there; then only the root
+    that the container sees is left, and that is its own.
+    """
+    for line in _text(OWN_CGROUPS).splitlines():
+        hierarchy, controllers, path = line.split(":", 2) if line.count(":") >= 2 else ("", "-", "")
+        if hierarchy == "0":
+            root, files = CGROUPS, VERSION_2
+        elif "memory" in controllers.split(","):
+            root, files = CGROUPS / "memory", VERSION_1
+        else:
+            continue
+        parts = [part for part in path.split("/") if part not in ("", "..")][:DEPTH_MAX]
+        for depth in range(len(parts) + 1):
+            yield root.joinpath(*parts[:depth]), files
 
 
 def _number(file: Path) -> int | None:
     try:
-        return int(file.read_text())
-    except (OSError, ValueError):
+        return int(_text(file))
+    except ValueError:
         return None
 
 
 def _fields(file: Path, separator: str) -> dict[str, int]:
     """`name: 123 kB` or `name 123`, a line each. What is no number is left out."""
-    try:
-        lines = file.read_text().splitlines()
-    except OSError:
-        return {}
-    pairs = (line.partition(separator) for line in lines)
+    pairs = (line.partition(separator) for line in _text(file).splitlines())
     return {
         name: int(words[0]) for name, _, rest in pairs if (words := rest.split()) and words[0].isdecimal()
     }
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except (OSError, ValueError):
+        return ""

@@ -55,7 +55,7 @@ class Strand:
     __slots__ = ("_coroutine", "_on_done", "_pending", "_running", "_waiting", "done")
 
     def __init__(
-        self, coroutine: Coroutine[Any, None, None], on_done: Callable[[BaseException | None], None]
+        self, coroutine: Coroutine[Any, Any, object], on_done: Callable[[BaseException | None], None]
     ) -> None:
         self._coroutine = coroutine
         self._on_done = on_done
@@ -133,7 +133,7 @@ class Strand:
 _background: set[Strand] = set()
 
 
-def spawn(coroutine: Coroutine[Any, None, None], name: str) -> Strand:
+def spawn(coroutine: Coroutine[Any, Any, object], name: str) -> Strand:
     """Start a strand that nobody awaits. It is kept alive, and what it raises is logged, not lost."""
 
     def finished(error: BaseException | None) -> None:

@@ -42,7 +42,8 @@ async def keep(model: ManagedModel, engines: Engines, memory: Memory, reports: R
         log.exception("the keeper of %s failed", model.name)
         how = f"Corral failed on it: {error!r}"
         if model.engine is not None:
-            await model.engine.stop()
+            if not await end(model, model.engine, memory):
+                await model.engine.until_exit()
     model.spell_is_over(clock.monotonic())
     if model.state is ModelState.STOPPING:
         await given_back(model.name, memory)
@@ -70,11 +71,13 @@ async def _follow(model: ManagedModel, engines: Engines, memory: Memory, reports
     return await engine.until_exit()
 
 
-async def end(model: ManagedModel, engine: Engine, memory: Memory) -> None:
-    """Stop a process. One that can't be ended keeps its memory, in the books as on the card."""
+async def end(model: ManagedModel, engine: Engine, memory: Memory) -> bool:
+    """Stop a process. One that can't be ended keeps its memory, in the books as on the card: False."""
     memory.stopping(model.name)
-    if not await engine.stop():
+    reaped = await engine.stop()
+    if not reaped:
         memory.gone(model.name, reaped=False)
+    return reaped
 
 
 async def given_back(name: str, memory: Memory) -> None:

@@ -124,8 +124,10 @@ class SecondOpinions:
         except (NoAnswer, FitPrintError, second_opinion.Unbelievable) as trouble:
             if not asked.called_off:
                 log.info("no second opinion on %s: %s", name, trouble)
-        self._asked = None
-        await self._give_back(asked)
+        finally:
+            # Whatever went wrong: what stays lent would keep its GPU closed to every model.
+            self._asked = None
+            await self._give_back(asked)
         return not asked.called_off
 
     def _take(self, name: str, footprint: PredictedFootprint, text: str) -> None:

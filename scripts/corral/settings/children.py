@@ -13,7 +13,11 @@ from collections.abc import Mapping
 from corral.settings.declarations import DECLARATIONS, UNSUPPORTED_VARIABLES
 from corral.settings.flags import MANAGED_VARIABLES
 
-_SECRET = re.compile(r".*(KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS)S?", re.IGNORECASE | re.DOTALL)
+# As a word's end, wherever the word stands: API_KEY, API_KEY2 and API_KEY_PROD, but not KEYBOARD. Tokens
+# are also what models are measured by, so that word counts in the last place only.
+_SECRET = re.compile(
+    r"((KEY|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL)S?[0-9]*(_|\Z)|TOKENS?[0-9]*\Z)", re.IGNORECASE
+)
 # Still true for a child; the fleet narrows the first one down to the cards it has chosen.
 _PASSED_ON = frozenset({"CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"})
 _OURS = frozenset(name for row in DECLARATIONS for name in row.variables) - _PASSED_ON
@@ -22,5 +26,5 @@ _DROPPED = _OURS | frozenset(UNSUPPORTED_VARIABLES) | MANAGED_VARIABLES
 
 def inheritable(environ: Mapping[str, str]) -> dict[str, str]:
     return {
-        name: value for name, value in environ.items() if name not in _DROPPED and not _SECRET.fullmatch(name)
+        name: value for name, value in environ.items() if name not in _DROPPED and not _SECRET.search(name)
     }
