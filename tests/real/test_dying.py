@@ -78,7 +78,7 @@ def corral(
         modest,
         demo_files,
         # Without it ggml calls a debugger, and the last words are the debugger's.
-        environment={"GGML_NO_BACKTRACE": "1"},
+        environment={},
         config={
             "system": {"max_concurrent_models": 30},
             "server_pool": {"size": 30},

@@ -232,7 +232,8 @@ class LlamaEngines:
     ) -> None:
         self._settings = settings
         self._catalogue = catalogue
-        self._environment = environment
+        # Without it an aborting engine calls a debugger, whose frames push its reason out of the last lines.
+        self._environment = {"GGML_NO_BACKTRACE": "1", **environment}
         self._client = client
         self._logs = logs
         self._reaper = reaper

@@ -41,9 +41,8 @@ async def keep(model: ManagedModel, engines: Engines, memory: Memory, reports: R
         # A mistake of ours must not leave the model half-way for ever, with all who wait for it.
         log.exception("the keeper of %s failed", model.name)
         how = f"Corral failed on it: {error!r}"
-        if model.engine is not None:
-            if not await end(model, model.engine, memory):
-                await model.engine.until_exit()
+        if model.engine is not None and not await end(model, model.engine, memory):
+            await model.engine.until_exit()
     model.spell_is_over(clock.monotonic())
     if model.state is ModelState.STOPPING:
         await given_back(model.name, memory)
