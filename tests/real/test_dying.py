@@ -77,8 +77,6 @@ def corral(
         tmp_path_factory.mktemp("herd"),
         modest,
         demo_files,
-        # Without it ggml calls a debugger, and the last words are the debugger's.
-        environment={},
         config={
             "system": {"max_concurrent_models": 30},
             "server_pool": {"size": 30},
