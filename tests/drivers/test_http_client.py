@@ -305,7 +305,7 @@ def test_letting_an_answer_go_closes_its_connection_at_once() -> None:
             answer = await client.send(address, "GET", GET, silence_s=5)
             answer.close()
             answer.close()
-            await asyncio.wait_for(seen_end.wait(), 5)
+            await tasks.as_task(asyncio.wait_for(seen_end.wait(), 5))
 
     run(work())
 
@@ -410,8 +410,8 @@ def test_a_connection_whose_asker_left_meanwhile_is_closed(monkeypatch: pytest.M
             monkeypatch.setattr(loop, "create_connection", connect_and_leave)
             asking = tasks.Strand(ask_in_vain(), ends.append)
             asking.step()
-            await asyncio.wait_for(opened.wait(), 5)
-            await asyncio.wait_for(closed.wait(), 5)
+            await tasks.as_task(asyncio.wait_for(opened.wait(), 5))
+            await tasks.as_task(asyncio.wait_for(closed.wait(), 5))
         assert [type(end) for end in ends] == [asyncio.CancelledError]
 
     run(work())
