@@ -28,7 +28,6 @@ from corral.formats.demo_models import demo
 from tests.stand_in_launcher import read_events, write_launcher
 from tests.waiting import eventually, is_running
 
-ENGINES = Path.home() / ".cache" / "corral"
 ENV = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
 
 
@@ -341,15 +340,7 @@ def test_fifty_starts_and_stops_leave_nothing_behind(run: Run) -> None:
 # The real one ------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def llama_server() -> str:
-    found = sorted(ENGINES.glob("engine-*/llama-server"))
-    if not found:
-        pytest.skip("no llama-server is built")
-    return str(found[0])
-
-
-def test_the_real_one_with_a_missing_model_exits_1_and_says_which(run: Run, llama_server: str) -> None:
+def test_the_real_one_with_a_missing_model_exits_1_and_says_which(run: Run, llama_server: Path) -> None:
     async def scenario(herd: Herd) -> None:
         process = herd.start([llama_server, "-m", "/nowhere/m.gguf", "--port", "0"])
         assert await process.exited == 1
@@ -359,7 +350,7 @@ def test_the_real_one_with_a_missing_model_exits_1_and_says_which(run: Run, llam
 
 
 def test_the_real_one_loads_answers_and_leaves_on_sigterm(
-    run: Run, llama_server: str, tmp_path: Path
+    run: Run, llama_server: Path, tmp_path: Path
 ) -> None:
     async def scenario(herd: Herd) -> None:
         model = tmp_path / "demo.gguf"
