@@ -342,7 +342,7 @@ def test_fifty_starts_and_stops_leave_nothing_behind(run: Run) -> None:
 
 def test_the_real_one_with_a_missing_model_exits_1_and_says_which(run: Run, llama_server: Path) -> None:
     async def scenario(herd: Herd) -> None:
-        process = herd.start([llama_server, "-m", "/nowhere/m.gguf", "--port", "0"])
+        process = herd.start([str(llama_server), "-m", "/nowhere/m.gguf", "--port", "0"])
         assert await process.exited == 1
         assert any("'/nowhere/m.gguf'" in line for line in process.tail(5))
 
@@ -355,7 +355,7 @@ def test_the_real_one_loads_answers_and_leaves_on_sigterm(
     async def scenario(herd: Herd) -> None:
         model = tmp_path / "demo.gguf"
         model.write_bytes(demo())
-        process = herd.start([llama_server, "-m", str(model), "-c", "512", "--port", "0"])
+        process = herd.start([str(llama_server), "-m", str(model), "-c", "512", "--port", "0"])
         await herd.until_said(process, "listening on")
         port = int(process.tail(1)[0].rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port), timeout=15) as client:
