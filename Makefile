@@ -51,6 +51,14 @@ list-keys: $(VENV)/.installed ## Show what every key may do, and no key
 test: engine $(VENV)/.tests-installed ## Run all tests, against the real llama-server
 	@$(PY) -m pytest
 
+.PHONY: simulate
+simulate: $(VENV)/.tests-installed ## Play the policy on worlds made by chance: make simulate SEED=7 COUNT=100
+	@PYTHONPATH=scripts:. $(PY) -m tests.simulate $(or $(SEED),1) $(COUNT)
+
+.PHONY: figures
+figures: $(VENV)/.tests-installed ## Make the figures of docs/scheduling.md anew (minutes; QUICK=1: fewer)
+	@PYTHONPATH=scripts:. QUICK=$(QUICK) $(PY) -m tests.simulation.figures
+
 .PHONY: smoke
 smoke: engine ## Start everything, chat once from outside, stop, and see that nothing is left
 	@tests/smoke.sh

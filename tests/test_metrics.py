@@ -16,9 +16,13 @@ PROMISED = {
     "router_request_duration_seconds": "histogram",
     "router_time_to_first_token_seconds": "histogram",
     "router_queue_wait_seconds": "histogram",
+    "router_tokens_total": "counter",
+    "router_time_per_output_token_seconds": "histogram",
     "router_model_load_seconds": "histogram",
     "router_overhead_seconds": "histogram",
     "router_queue_depth": "gauge",
+    "router_queue_oldest_wait_seconds": "gauge",
+    "router_queue_estimated_wait_seconds": "gauge",
     "router_active_requests": "gauge",
     "router_model_state": "gauge",
     "router_model_vram_bytes": "gauge",
@@ -141,8 +145,14 @@ def test_the_bounds_are_those_that_dashboards_know() -> None:
 
 @pytest.mark.parametrize(
     "bounds",
-    [metrics.DURATION_BOUNDS, metrics.FIRST_TOKEN_BOUNDS, metrics.LOAD_BOUNDS, metrics.OVERHEAD_BOUNDS],
-    ids=["duration", "first-token", "load", "overhead"],
+    [
+        metrics.DURATION_BOUNDS,
+        metrics.FIRST_TOKEN_BOUNDS,
+        metrics.OUTPUT_TOKEN_BOUNDS,
+        metrics.LOAD_BOUNDS,
+        metrics.OVERHEAD_BOUNDS,
+    ],
+    ids=["duration", "first-token", "output-token", "load", "overhead"],
 )
 def test_bounds_rise(bounds: tuple[float, ...]) -> None:
     assert list(bounds) == sorted(set(bounds))

@@ -46,7 +46,7 @@ from corral.logs import log_to
 from corral.metrics import Metrics
 from corral.policy import launch
 from corral.policy.authentication import KeyRing
-from corral.policy.scheduler import ModelLimits
+from corral.policy.scheduler import ModelLimits, Terms
 from corral.settings import Settings
 
 log = logging.getLogger("corral")
@@ -57,6 +57,8 @@ STATUS_EVERY_S = 2.0
 KEYS_EVERY_S = 1.0
 HEALTH_RESTART_S = 1.0
 HEALTH_STOP_S = 2.0
+# How fast a model is thought to load until it has been seen to: a plain SSD's pace.
+READ_BYTES_PER_S = 1 << 30
 DRAIN_POLL_S = 0.02
 
 
@@ -168,6 +170,7 @@ class App:
                 slots=launch.slots(model, herd.default_parallel),
                 pinned=model.pinned,
                 queue_max=model.queue_max or herd.queue_max,
+                load_s_guess=model.size_bytes / READ_BYTES_PER_S,
             )
             for model in self.catalogue.models.values()
         }
@@ -177,8 +180,9 @@ class App:
             memory,
             self.metrics,
             models_max=herd.models_max,
+            terms=Terms(herd.aging_interval_s, herd.min_residency_s, herd.queue_timeout_s),
             idle_timeout_s=herd.idle_timeout_s,
-            queue_timeout_s=herd.queue_timeout_s,
+            request_timeout_s=herd.request_timeout_s,
             look_every_s=herd.gpu_monitoring_interval_s,
             on_change=self._status_changed,
         )
@@ -327,7 +331,7 @@ class App:
         await self.close()
 
     def _drain_terms(self) -> tuple[int, float]:
-        return self.fleet.active, self.settings.server.drain_timeout_s
+        return self.fleet.queue.active, self.settings.server.drain_timeout_s
 
     async def close(self) -> None:
         """Let go of everything, the health process last. Also after a start that failed half-way."""

@@ -101,6 +101,10 @@ class RateLimitExceeded(CorralError):
     status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
 
 
+class ConcurrencyLimitExceeded(CorralError):
+    status, type, code = 429, "rate_limit_error", "concurrency_limit_exceeded"
+
+
 # What stands behind the gate --------------------------------------------------------------------
 
 

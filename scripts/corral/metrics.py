@@ -35,6 +35,7 @@ FIRST_TOKEN_BOUNDS = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
     *(20.0, 40.0, 80.0, 160.0),
 )
+OUTPUT_TOKEN_BOUNDS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 LOAD_BOUNDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
 OVERHEAD_BOUNDS = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
 
@@ -184,6 +185,15 @@ class Metrics:
             "model",
             "priority",
         )
+        self.tokens = self._counter(
+            "router_tokens_total", "Tokens that engines reported", "model", "key_id", "kind"
+        )
+        self.time_per_output_token_seconds = self._histogram(
+            "router_time_per_output_token_seconds",
+            "Time from one token of a stream to the next",
+            OUTPUT_TOKEN_BOUNDS,
+            "model",
+        )
         self.overhead_seconds = self._histogram(
             "router_overhead_seconds", "The gateway's own share of a request's time", OVERHEAD_BOUNDS
         ).labels()
@@ -196,6 +206,14 @@ class Metrics:
 
     def _declare_models(self) -> None:
         self.queue_depth = self._gauge("router_queue_depth", "Current queue depth per model", "model")
+        self.queue_oldest_wait_seconds = self._gauge(
+            "router_queue_oldest_wait_seconds", "How long the oldest request in a queue has waited", "model"
+        )
+        self.queue_estimated_wait_seconds = self._gauge(
+            "router_queue_estimated_wait_seconds",
+            "About how long a request would wait that came now",
+            "model",
+        )
         self.active_requests = self._gauge(
             "router_active_requests", "Requests that a model is working on", "model"
         )

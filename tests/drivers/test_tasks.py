@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from corral.drivers.tasks import Bell, Strand, as_task, every, outcome, spawn
+from corral.drivers.tasks import Bell, Repeat, Strand, as_task, every, outcome, spawn
 
 
 def strand(coroutine: Coroutine[Any, None, None], ends: list[BaseException | None]) -> Strand:
@@ -226,6 +226,46 @@ def test_what_is_done_now_and_then_is_done_until_the_end_and_survives_a_failure(
     asyncio.run(asyncio.wait_for(every(0.0, act, "the rounds", until=lambda: len(turns) == 3), 5))
     assert turns == [0, 1, 2]
     assert caplog.text.count("the rounds: a turn failed") == 1
+
+
+def test_what_is_repeated_is_done_until_it_is_stopped_and_not_at_once() -> None:
+    async def main() -> list[int]:
+        done, turns = asyncio.Event(), list[int]()
+
+        def act() -> None:
+            turns.append(len(turns))
+            if len(turns) == 3:
+                repeat.stop()
+                asyncio.get_running_loop().call_later(0.01, done.set)
+
+        repeat = Repeat(0.001, act)
+        assert turns == []
+        await done.wait()
+        return turns
+
+    assert asyncio.run(asyncio.wait_for(main(), 5)) == [0, 1, 2]
+
+
+def test_what_is_repeated_goes_on_after_a_failure_and_may_be_stopped_before_its_first_turn() -> None:
+    async def main() -> int:
+        failures: list[object] = []
+        loop, again, turns = asyncio.get_running_loop(), asyncio.Event(), list[int]()
+        loop.set_exception_handler(lambda _loop, context: failures.append(context["exception"]))
+
+        def act() -> None:
+            turns.append(1)
+            if len(turns) == 1:
+                raise ValueError("a bug")
+            again.set()
+
+        never = Repeat(0.0, lambda: turns.append(100))
+        never.stop()
+        repeat = Repeat(0.0, act)
+        await again.wait()
+        repeat.stop()
+        return len(failures)
+
+    assert asyncio.run(asyncio.wait_for(main(), 5)) == 1
 
 
 def test_outcome_hands_on_results_errors_and_cancellations() -> None:

@@ -24,7 +24,7 @@ from corral.policy.liveness import Sample
 from corral.policy.memory_report import Report
 from corral.policy.placement import Kind, Placement
 from corral.policy.plan import Plan
-from corral.policy.scheduler import ModelLimits, Outlook
+from corral.policy.scheduler import ModelLimits, Outlook, Terms, Wish
 from tests.in_a_loop import DEADLINE_S, turns
 from tests.waiting import eventually
 
@@ -43,6 +43,8 @@ class FakeEngine:
         self.stopped = False
         self.alive = True
         self.death = Death.OTHER
+        self.total_slots: int | None = None  # as it says itself
+        self.busy: int | None = 0
         self._is_ready = False
         self._ending = ""
         self._bell = tasks.Bell()
@@ -58,6 +60,12 @@ class FakeEngine:
             if not self.alive:
                 raise EngineDied(self._ending)
             await self._bell
+
+    async def slots(self) -> int | None:
+        return self.total_slots
+
+    async def busy_slots(self) -> int | None:
+        return self.busy
 
     async def until_exit(self) -> str:
         while self.alive:
@@ -203,18 +211,17 @@ class FakeMemory:
 class Client:
     """A request: waits for its lease, and holds it until the test lets it go."""
 
-    def __init__(self, fleet: Fleet, model: str, name: str = "request") -> None:
+    def __init__(self, fleet: Fleet, wish: Wish) -> None:
         self.lease: Lease | None = None
         self.error: BaseException | None = None
         self._fleet = fleet
-        self._model = model
-        self._name = name
+        self._wish = wish
         self._bell = tasks.Bell()
         self._strand = tasks.Strand(self._run(), self._ended)
         self._strand.step()
 
     async def _run(self) -> None:
-        async with self._fleet.lease(self._model, self._name) as lease:
+        async with self._fleet.lease(self._wish) as lease:
             self.lease = lease
             await self._bell
 
@@ -259,6 +266,7 @@ class Herd:
         models_max: int = 2,
         idle_timeout_s: float | None = None,
         queue_timeout_s: float = 300.0,
+        min_residency_s: float = 20.0,
         queue_max: int = 10,
         pinned: tuple[str, ...] = (),
     ) -> None:
@@ -276,16 +284,17 @@ class Herd:
             self.metrics,
             models_max=models_max,
             idle_timeout_s=idle_timeout_s,
-            queue_timeout_s=queue_timeout_s,
+            terms=Terms(30.0, min_residency_s, queue_timeout_s),
+            request_timeout_s=120.0,
             look_every_s=5.0,
             on_change=lambda: self.on_change(),
         )
         self.models = tuple(limits)
         self.clients: list[Client] = []
 
-    def ask(self, model: str, name: str = "request") -> Client:
+    def ask(self, model: str, name: str = "request", **wishes: Any) -> Client:
         self.now += 0.001  # nobody comes in the same instant as somebody else
-        client = Client(self.fleet, model, name)
+        client = Client(self.fleet, Wish(model, name, **wishes))
         self.clients.append(client)
         return client
 
@@ -318,9 +327,9 @@ class Herd:
     def check_nothing_is_held(self) -> None:
         """When every request is over, no place in a queue, no slot and no lease is left."""
         assert all(client.is_over for client in self.clients)
-        assert {name: self.fleet.queue_depth(name) for name in self.models} == dict.fromkeys(self.models, 0)
-        assert {name: self.fleet.running(name) for name in self.models} == dict.fromkeys(self.models, 0)
-        assert self.fleet.active == 0
+        assert {name: self.fleet.queue.depth(name) for name in self.models} == dict.fromkeys(self.models, 0)
+        assert {name: self.fleet.queue.running(name) for name in self.models} == dict.fromkeys(self.models, 0)
+        assert self.fleet.queue.active == 0
         assert not self.fleet._leases
 
     async def stop(self) -> None:

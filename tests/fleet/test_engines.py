@@ -129,6 +129,57 @@ async def test_a_model_becomes_a_process_that_answers_and_goes_when_told(tmp_pat
 
 
 @in_a_loop
+async def test_a_process_says_how_many_slots_it_has_and_how_many_of_them_work(tmp_path: Path) -> None:
+    yard = Yard(tmp_path, token_delay_s="30")
+    yard.replace("herd", default_parallel=3)
+    async with yard.open() as engines:
+        engine = await yard.start(engines)
+        await tasks.outcome(engine.until_ready())
+        assert await tasks.outcome(engine.slots()) == 3
+        assert await tasks.outcome(engine.busy_slots()) == 0
+        head = http1.request_head(
+            "POST", "/v1/chat/completions", [(b"host", b"x"), (b"content-length", b"2")]
+        )
+        asked = tasks.outcome(yard.client.send(engine.address, "POST", head + b"{}", silence_s=60.0))
+        await eventually(
+            lambda: any(event["method"] == "POST" for event in read_events(yard.journal, "request")),
+            "the request has come",
+        )
+        assert await tasks.outcome(engine.busy_slots()) == 1
+        yard.client.close(engine.address)
+        with pytest.raises(errors.UpstreamError):
+            await asked
+
+
+@pytest.mark.parametrize(
+    ("answer", "total", "busy"),
+    [
+        (b'HTTP/1.1 200 OK\r\nContent-Length: 18\r\n\r\n{"total_slots": 4}', 4, 0),
+        (b'HTTP/1.1 501 No\r\nContent-Length: 18\r\n\r\n{"total_slots": 4}', None, 0),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", None, 0),
+        (b"", None, None),
+    ],
+    ids=["it says so", "it won't say", "it says something else", "it does not answer"],
+)
+@in_a_loop
+async def test_a_process_that_says_nothing_of_its_slots_says_nothing(
+    answer: bytes, total: int | None, busy: int | None
+) -> None:
+    async def answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(answers, "127.0.0.1", 0)
+    address = Address("127.0.0.1", server.sockets[0].getsockname()[1])
+    engine = LlamaEngine(None, address, HttpClient(Patrol()))  # type: ignore[arg-type]
+    assert await tasks.outcome(engine.slots()) == total
+    assert await tasks.outcome(engine.busy_slots()) == busy
+    server.close()
+
+
+@in_a_loop
 async def test_an_exit_while_loading_says_how_and_keeps_the_last_lines(tmp_path: Path) -> None:
     yard = Yard(tmp_path, exit_code="3", stderr_text="error: no such tensor")
     async with yard.open() as engines:

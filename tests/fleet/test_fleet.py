@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from corral import errors
 from corral.fleet import EngineDied
 from tests.fleet.herd import FIRST_PORT, Herd, with_herd
@@ -14,7 +16,7 @@ from tests.in_a_loop import turns
 async def test_the_first_request_brings_its_model_and_is_served_when_it_answers(herd: Herd) -> None:
     herd.engines.is_slow = True
     client = herd.ask("a")
-    assert (herd.state("a"), herd.fleet.queue_depth("a")) == ("starting", 1)
+    assert (herd.state("a"), herd.fleet.queue.depth("a")) == ("starting", 1)
     herd.engines.go_on()
     assert herd.state("a") == "loading"
     herd.now += 2.5
@@ -53,7 +55,7 @@ async def test_requests_share_the_slots_and_the_next_one_gets_a_slot_that_comes_
     clients[1].finishes()
     await turns()
     assert [client.is_served for client in clients] == [True, False, True, False]
-    assert (herd.fleet.running("a"), herd.fleet.queue_depth("a")) == (2, 1)
+    assert (herd.fleet.queue.running("a"), herd.fleet.queue.depth("a")) == (2, 1)
     for client in (clients[0], clients[2]):
         client.finishes()
     await turns()
@@ -112,6 +114,8 @@ async def test_a_busy_model_makes_room_only_when_its_work_is_done(herd: Herd) ->
     busy = herd.ask("a")
     waiting = herd.ask("b")
     late = herd.ask("a")
+    assert herd.state("a") == "ready"
+    herd.pass_time(4.0)  # the price of a switch, four times: a second, as the size of its file has it
     assert (herd.state("a"), old.stops, busy.is_served, late.waits) == ("draining", 0, True, True)
     busy.finishes()
     assert (herd.state("a"), old.stops) == ("stopping", 1)
@@ -152,7 +156,7 @@ async def test_a_client_that_leaves_the_queue_makes_way(herd: Herd) -> None:
     await herd.ready("a")
     first, second, third = (herd.ask("a") for _ in range(3))
     second.goes()
-    assert herd.fleet.queue_depth("a") == 1
+    assert herd.fleet.queue.depth("a") == 1
     first.finishes()
     await turns()
     assert third.is_served
@@ -165,7 +169,7 @@ async def test_a_client_that_leaves_between_the_grant_and_its_turn_gives_the_slo
     next_one = herd.ask("a")
     herd.engines.of("a").answers()
     # Granted within that call; the request itself runs only in the loop's next turn.
-    assert (herd.fleet.running("a"), leaving.is_served) == (1, False)
+    assert (herd.fleet.queue.running("a"), leaving.is_served) == (1, False)
     leaving.goes()
     await turns()
     assert next_one.is_served
@@ -193,6 +197,8 @@ async def test_a_client_that_leaves_while_its_model_loads_leaves_the_model_loadi
 async def test_a_client_that_leaves_the_queue_takes_back_the_wish_for_room(herd: Herd) -> None:
     await herd.ready("a")
     busy, waiting = herd.ask("a"), herd.ask("b")
+    herd.pass_time(4.0)
+    assert herd.state("a") == "draining"
     waiting.goes()
     busy.finishes()
     herd.engines.of("a").ends("exit code 0")
@@ -204,7 +210,7 @@ async def test_a_full_queue_refuses_and_keeps_nothing_of_it(herd: Herd) -> None:
     await herd.ready("a")
     working, waiting = herd.ask("a"), herd.ask("a")
     refused = herd.ask("a")
-    assert refused.refusal(errors.QueueFull).retry_after_s == 1
+    assert refused.refusal(errors.QueueFull).retry_after_s == pytest.approx(1.0)
     working.finishes()
     await turns()
     waiting.finishes()

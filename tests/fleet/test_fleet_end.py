@@ -71,6 +71,7 @@ async def brought_to(herd: Herd, state: str) -> None:
         if state == "draining":
             herd.ask("a")
             herd.ask("b")
+            herd.pass_time(4.0)
         elif state == "stopping":
             herd.pass_time(1000.0)
 

@@ -44,7 +44,7 @@ class Weather:
         resident = [name for name, word in self.herd.states().items() if word in RESIDENT_WORDS]
         assert len(resident) <= self.models_max
         for name, slots in self.slots.items():
-            assert self.herd.fleet.running(name) <= slots
+            assert self.herd.fleet.queue.running(name) <= slots
             living = [engine for engine in self.engines() if engine.model == name]
             assert len(living) <= 1
             assert not living or name in resident

@@ -20,13 +20,15 @@ class Book:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.slots: int | None = None
 
     def spawned(self, model: ManagedModel) -> None:
         self.lines.append("spawned")
         model.state = ModelState.LOADING
 
-    def ready(self, model: ManagedModel, engine: Engine) -> None:
+    def ready(self, model: ManagedModel, engine: Engine, slots: int | None) -> None:
         self.lines.append("ready")
+        self.slots = slots
         model.state = ModelState.READY
 
     def stopped(self, model: ManagedModel) -> None:
@@ -60,8 +62,10 @@ def test_a_process_is_followed_from_its_start_to_the_return_of_its_memory() -> N
         kept = stage.begins()
         engine = stage.engines.of("a")
         assert stage.book.lines == ["spawned"]
+        engine.total_slots = 3
         engine.answers()
         assert stage.book.lines == ["spawned", "ready"]
+        assert stage.book.slots == 3
         stage.model.state = ModelState.STOPPING
         engine.ends("exit code 0")
         await kept
@@ -107,6 +111,26 @@ def test_a_death_is_reported_with_its_words(ready: bool) -> None:
         await kept
 
     assert played(scenario).book.lines[-1] == "died: killed by SIGKILL"
+
+
+def test_a_stop_that_is_asked_for_while_the_process_is_asked_for_its_slots_is_heard() -> None:
+    async def scenario(stage: Stage) -> None:
+        bell = tasks.Bell()
+
+        async def slowly() -> int | None:
+            await bell
+            return 4
+
+        kept = stage.begins()
+        engine = stage.engines.of("a")
+        engine.slots = slowly  # type: ignore[method-assign]
+        engine.answers()
+        stage.model.state = ModelState.STOPPING
+        bell.ring()
+        engine.ends("exit code 0")
+        await kept
+
+    assert played(scenario).book.lines == ["spawned", "stopped"]
 
 
 def test_a_process_that_could_not_be_had_holds_no_memory() -> None:

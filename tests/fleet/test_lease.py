@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 import pytest
@@ -11,9 +12,10 @@ from corral.drivers import tasks
 from corral.drivers.http_client import Address
 from corral.drivers.http_server import ClientGone
 from corral.fleet import Lease
-from corral.policy.scheduler import Ticket
+from corral.policy.scheduler import Ticket, Wish
 from tests.fleet.herd import FakeEngine
 from tests.in_a_loop import in_a_loop, turns
+from tests.waiting import eventually
 
 
 class FakeDoor:
@@ -36,6 +38,9 @@ class FakeDoor:
     def depart(self, _lease: Lease) -> None:
         self.departed += 1
 
+    def position(self, _ticket: Ticket) -> int:
+        return 3
+
     def hand_over(self, lease: Lease) -> None:
         if self.fault is not None:
             raise self.fault
@@ -46,8 +51,11 @@ class FakeDoor:
 class Visit:
     """A request that enters, waits for the test's word, and leaves."""
 
-    def __init__(self, door: FakeDoor) -> None:
-        self.lease = Lease(door, Ticket("r", "a", 10.0))
+    def __init__(self, door: FakeDoor, every_s: float | None = None) -> None:
+        self.lease = Lease(door, Ticket(Wish("a", "r"), 10.0, 310.0))
+        self.told: list[int] = []
+        if every_s is not None:
+            self.lease.on_waiting = every_s, self.told.append
         self.is_in = False
         self.error: BaseException | None = None
         self.bell = tasks.Bell()
@@ -135,6 +143,35 @@ async def test_a_client_that_leaves_is_let_out_while_it_waits_and_while_it_is_se
         visit.strand.throw(ClientGone())
         assert isinstance(visit.error, ClientGone)
         assert door.departed == 1
+
+
+@in_a_loop
+async def test_whoever_waits_is_told_where_it_stands_every_now_and_then_until_it_has_its_slot() -> None:
+    visit = Visit(FakeDoor(), every_s=0.001)
+    await eventually(lambda: len(visit.told) >= 3, "it was told three times")
+    assert set(visit.told) == {3}
+    visit.lease.ticket.granted_at = 11.0
+    visit.lease.settle()
+    await turns()
+    assert visit.is_in
+    told = len(visit.told)
+    await asyncio.sleep(0.01)
+    assert len(visit.told) == told
+    visit.bell.ring()
+
+
+@in_a_loop
+async def test_who_need_not_wait_or_leaves_is_told_nothing() -> None:
+    at_once = Visit(FakeDoor(opens_at=10.0), every_s=0.001)
+    leaving = Visit(FakeDoor(), every_s=0.001)
+    leaving.strand.throw(ClientGone())
+    refused = Visit(FakeDoor(), every_s=0.001)
+    refused.lease.settle(errors.QueueTimeout("too long"))
+    await turns()
+    told = list(refused.told)
+    await asyncio.sleep(0.01)
+    assert (at_once.told, leaving.told, refused.told) == ([], [], told)
+    at_once.bell.ring()
 
 
 @in_a_loop

@@ -9,7 +9,7 @@ from corral.drivers import clock
 from corral.fleet.managed import ManagedModel, failure, queue_timeout, shutting_down, status
 from corral.formats.status import ModelState, model_entry
 from corral.policy.lifecycle import Deaths
-from corral.policy.scheduler import Ticket
+from corral.policy.scheduler import Ticket, Wish
 from tests.fleet.herd import FakeEngine
 
 MIB = 1 << 20
@@ -62,7 +62,7 @@ def test_a_spell_counts_only_while_it_was_ready_and_the_longest_is_kept() -> Non
 
 
 def test_who_waited_in_vain_is_told_for_how_long_and_with_how_many() -> None:
-    error = queue_timeout(Ticket("id", "a", 10.0), now=40.2, others=3)
+    error = queue_timeout(Ticket(Wish("a", "id"), 10.0, 40.0), now=40.2, others=3)
     assert isinstance(error, errors.QueueTimeout)
     assert "No slot of 'a' came free within 30 s, and 3 more requests wait" in error.message
 

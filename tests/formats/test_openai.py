@@ -104,6 +104,27 @@ def test_a_form_names_its_model_in_a_field(content_type: str) -> None:
     assert refusal(empty, content_type).param == "model"
 
 
+@pytest.mark.parametrize(
+    ("body", "most"),
+    [
+        (b"{}", None),
+        (b'{"max_tokens": 7}', 7),
+        (b'{"max_completion_tokens": 8}', 8),
+        (b'{"n_predict": 9}', 9),
+        (b'{"max_tokens": 7, "max_completion_tokens": 8, "n_predict": 9}', 8),
+        (b'{"max_tokens": 0}', 0),
+        (b'{"n_predict": -1}', None),
+        (b'{"max_completion_tokens": null, "max_tokens": 7}', 7),
+        (b'{"max_tokens": "7"}', None),
+        (b'{"max_tokens": 7.5}', None),
+        (b'{"max_tokens": true}', None),
+    ],
+    ids=lambda value: value.decode() if isinstance(value, bytes) else "",
+)
+def test_how_much_may_be_generated_is_read_where_it_makes_sense(body: bytes, most: int | None) -> None:
+    assert openai.read_intent(body, JSON).max_tokens == most
+
+
 # Errors ------------------------------------------------------------------------------------------
 
 
@@ -121,12 +142,11 @@ def test_an_error_is_the_envelope_with_its_four_fields() -> None:
 
 def test_an_error_in_a_stream_is_one_event_that_begins_on_a_line_of_its_own() -> None:
     error = errors.UpstreamError("two\nlines")
-    event = openai.error_event(error, at_boundary=True)
+    event = openai.error_event(error)
     assert event.startswith(b"data: {")
     assert event.endswith(b"}\n\n")
     assert event.count(b"\n") == 2
     assert json.loads(event.removeprefix(b"data: "))["error"]["message"] == "two\nlines"
-    assert openai.error_event(error, at_boundary=False) == b"\n\n" + event
 
 
 @pytest.mark.parametrize(
@@ -215,6 +235,37 @@ def test_an_engines_error_of_any_shape_is_told_as_far_as_it_can_be(body: bytes, 
     answer = json.loads(openai.upstream_error_body(500, body), parse_constant=pytest.fail)
     expected = {"message": message, "type": "server_error", "param": None, "code": "upstream_error"}
     assert answer == {"error": expected}
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [(400, "invalid_request", errors.InvalidRequest), (500, "upstream_error", errors.UpstreamError)],
+)
+def test_an_engines_error_can_be_raised_as_our_own(
+    status: int, code: str, kind: type[errors.CorralError]
+) -> None:
+    error = openai.upstream_error(status, b'{"error": {"code": 1, "message": "no such grammar"}}')
+    assert type(error) is kind
+    assert (error.message, error.code) == ("no such grammar", code)
+    assert kind.code == code, "the class keeps its own"
+
+
+def test_an_engines_error_that_is_raised_keeps_its_code() -> None:
+    body = b'{"error": {"message": "too long", "type": "exceed_context_size_error"}}'
+    assert openai.upstream_error(400, body).code == "context_length_exceeded"
+    assert errors.InvalidRequest("x").code == "invalid_request"
+
+
+def test_an_error_in_a_stream_of_responses_is_an_event_with_a_name() -> None:
+    event = openai.responses_error_event(errors.QueueTimeout("too\nlong"))
+    name, data, *rest = event.decode().split("\n")
+    assert (name, rest) == ("event: error", ["", ""])
+    assert json.loads(data.removeprefix("data: ")) == {
+        "type": "error",
+        "code": "queue_timeout",
+        "message": "too\nlong",
+        "param": None,
+    }
 
 
 def mutated(luck: random.Random, text: bytes) -> bytes:

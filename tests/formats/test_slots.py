@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from corral.formats.slots import Slot, read_busy
+from corral.formats.slots import SLOTS_MAX, Slot, read_busy, read_total
 
 BUSY = {
     "id": 1,
@@ -45,3 +45,28 @@ def test_nobody_busy_is_an_answer_too() -> None:
 )
 def test_anything_else_is_no_answer(body: bytes) -> None:
     assert read_busy(body) is None
+
+
+@pytest.mark.parametrize(
+    ("body", "total"),
+    [
+        (b'{"total_slots": 1}', 1),
+        (b'{"default_generation_settings": {}, "total_slots": 4, "model_path": "m"}', 4),
+        (b'{"total_slots": %d}' % SLOTS_MAX, SLOTS_MAX),
+        (b'{"total_slots": %d}' % (SLOTS_MAX + 1), None),
+        (b'{"total_slots": 0}', None),
+        (b'{"total_slots": -1}', None),
+        (b'{"total_slots": true}', None),
+        (b'{"total_slots": "4"}', None),
+        (b'{"total_slots": 4.0}', None),
+        (b"{}", None),
+        (b"[]", None),
+        (b"null", None),
+        (b"", None),
+        (b"[" * 100_000, None),
+        (b"\xff", None),
+    ],
+    ids=lambda value: value[:40].decode("latin-1") if isinstance(value, bytes) else "",
+)
+def test_how_many_slots_there_are_is_read_from_props_or_not_at_all(body: bytes, total: int | None) -> None:
+    assert read_total(body) == total

@@ -23,3 +23,11 @@ def test_no_text_can_break_out_of_its_line(text: str) -> None:
     lines = payload.decode().splitlines()
     assert [line.partition(":")[0] for line in lines] == ["event", "data", ""]
     assert json.loads(lines[1].removeprefix("data: ")) == {"text": text}
+
+
+def test_a_comment_is_one_line_that_readers_skip_and_ends_what_came_before() -> None:
+    assert sse.comment("queued position=3") == b": queued position=3\n\n"
+
+
+def test_what_ends_a_cut_event_is_a_blank_line() -> None:
+    assert sse.CUT == b"\n\n"

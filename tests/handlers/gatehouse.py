@@ -28,7 +28,7 @@ from corral.handlers.routes import Routes
 from corral.metrics import Metrics
 from corral.policy.authentication import KeyRing
 from corral.policy.placement import Placement
-from corral.policy.scheduler import ModelLimits
+from corral.policy.scheduler import ModelLimits, Terms
 from tests.drivers.serving import LIMITS, RawClient
 from tests.fleet.herd import FakeEngines, FakeMemory
 from tests.models import a_model
@@ -233,8 +233,8 @@ class Gatehouse:
         await self.server.listen(sockets)
         try:
             yield self
-            await eventually(lambda: self.fleet.active == 0, "no slot is held")
-            assert all(self.fleet.queue_depth(model.name) == 0 for model in self.models)
+            await eventually(lambda: self.fleet.queue.active == 0, "no slot is held")
+            assert all(self.fleet.queue.depth(model.name) == 0 for model in self.models)
         finally:
             await self.server.close()
             self.client.close(address)
@@ -280,7 +280,8 @@ class Gatehouse:
             self.metrics,
             models_max=3,
             idle_timeout_s=None,
-            queue_timeout_s=queue_timeout_s,
+            terms=Terms(30.0, 20.0, queue_timeout_s),
+            request_timeout_s=120.0,
             look_every_s=60.0,
         )
 

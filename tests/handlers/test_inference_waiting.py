@@ -66,9 +66,9 @@ async def test_a_client_that_leaves_while_its_model_loads_leaves_the_queue(house
         house.engines.loads_at_once = False
         client = await house.connect()
         client.send(request(PATH, CHAT))
-        await eventually(lambda: house.fleet.queue_depth("demo") == 1, "the request waits")
+        await eventually(lambda: house.fleet.queue.depth("demo") == 1, "the request waits")
         await leaves(client)
-        await eventually(lambda: house.fleet.queue_depth("demo") == 0, "the queue is empty")
+        await eventually(lambda: house.fleet.queue.depth("demo") == 0, "the queue is empty")
         [line] = await house.logged()
         assert (line[3], line[9]) == ("499", "client_gone")
         assert house.fleet.state("demo") is ModelState.LOADING
@@ -80,7 +80,7 @@ async def test_a_wait_for_a_load_is_told_to_the_client_and_counted(house: Gateho
     async with house.open():
         house.engines.loads_at_once = False
         asked = asyncio.ensure_future(house.ask(PATH, CHAT))
-        await eventually(lambda: house.fleet.queue_depth("demo") == 1, "the request waits")
+        await eventually(lambda: house.fleet.queue.depth("demo") == 1, "the request waits")
         await asyncio.sleep(0.01)
         house.engines.of("demo").answers()
         reply = await asked
@@ -93,7 +93,7 @@ async def test_a_model_that_dies_loading_is_503_with_its_last_words(house: Gateh
     async with house.open():
         house.engines.loads_at_once = False
         asked = asyncio.ensure_future(house.ask(PATH, CHAT))
-        await eventually(lambda: house.fleet.queue_depth("demo") == 1, "the request waits")
+        await eventually(lambda: house.fleet.queue.depth("demo") == 1, "the request waits")
         house.engines.of("demo").ends("exit code 1")
         reply = await asked
         [line] = await house.logged()
@@ -133,7 +133,7 @@ async def test_a_request_whose_engine_dies_unanswered_is_sent_once_more_and_only
         house.backend.script = dies
         asked = asyncio.ensure_future(house.ask(PATH, CHAT))
         await eventually(lambda: len(died) == 2, "the engine has died again")
-        await eventually(lambda: house.fleet.queue_depth("demo") == 1, "the request waits for another")
+        await eventually(lambda: house.fleet.queue.depth("demo") == 1, "the request waits for another")
         house.fleet.tick(clock.monotonic() + 3)
         reply = await asked
     assert len(died) == 3

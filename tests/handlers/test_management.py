@@ -57,14 +57,14 @@ async def test_a_load_is_answered_when_the_model_is_ready_and_not_before(yard: Y
         200,
         {"status": "success", "model": "a", "port": yard.engines.address.port},
     )
-    assert yard.fleet.active == 0
+    assert yard.fleet.queue.active == 0
 
 
 @with_yard("a")
 async def test_a_load_wants_no_slot_and_waits_behind_nobody(yard: Yard) -> None:
     first, second = yard.use("a"), yard.use("a")
     loading = await yard.send(LOAD, {"model": "a"})
-    await eventually(lambda: yard.fleet.queue_depth("a") == 3, "the load is in the queue")
+    await eventually(lambda: yard.fleet.queue.depth("a") == 3, "the load is in the queue")
     yard.engines.of("a").answers()
     assert (await read_reply(loading)).status == 200
     assert first.is_served
@@ -109,7 +109,9 @@ async def test_a_load_goes_on_without_the_client_that_asked_for_it(yard: Yard) -
     engines = [await yard.ready(name) for name in "abc"]
     first, *_others = [yard.use(name) for name in "abc"]
     loading = await yard.send(LOAD, {"model": "d"})
-    await yard.until(a="draining")  # as many models run as may
+    await eventually(lambda: yard.fleet.queue.depth("d") == 1, "the load is in the queue")
+    yard.pass_time(4.0)
+    assert yard.states()["a"] == "draining"  # as many models run as may
     loading.close()
     await eventually(lambda: f"POST {LOAD} | 499 |" in logged(yard), "the client is gone")
     first.finishes()
@@ -507,7 +509,7 @@ async def test_a_request_that_forbids_a_load_waits_for_one_that_others_began(yar
     yard.backend.script = answering(b"fine")
     yard.use("a").goes()
     waiting = await yard.send(COMPLETIONS, FOR_A, headers={"X-Model-Load": "never"})
-    await eventually(lambda: yard.fleet.queue_depth("a") == 1, "it waits")
+    await eventually(lambda: yard.fleet.queue.depth("a") == 1, "it waits")
     yard.engines.of("a").answers()
     assert (await read_reply(waiting)).body == b"fine"
     answer = await yard.ask(COMPLETIONS, FOR_A, headers={"X-Model-Load": "never"})

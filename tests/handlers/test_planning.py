@@ -14,7 +14,7 @@ from corral.drivers.gpu_probe import GpuReading
 from corral.fleet import Fleet, FleetMemory
 from corral.formats.learned import Learned, LearnedKey
 from corral.policy import launch
-from corral.policy.scheduler import ModelLimits
+from corral.policy.scheduler import ModelLimits, Terms, Wish
 from tests.handlers.gatehouse import Gatehouse
 from tests.in_a_loop import in_a_loop
 from tests.models import a_model
@@ -90,7 +90,8 @@ class Guarded(Gatehouse):
             self.metrics,
             models_max=self.models_max,
             idle_timeout_s=None,
-            queue_timeout_s=queue_timeout_s,
+            terms=Terms(30.0, 20.0, queue_timeout_s),
+            request_timeout_s=120.0,
             look_every_s=60.0,
         )
 
@@ -158,7 +159,7 @@ async def test_a_plan_says_who_would_be_waited_for(tmp_path: Path) -> None:
     house = Guarded(tmp_path, 1000)
     async with house.open():
         await house.load("a")
-        lease = house.fleet.lease("a", "somebody")
+        lease = house.fleet.lease(Wish("a", "somebody"))
         house.fleet.arrive(lease)
         plan = await house.plan("b")
         assert (plan["verdict"], plan["evict"], plan["wait_for"]) == ("wait", [], ["a"])
@@ -315,6 +316,6 @@ async def test_memory_is_shown_with_a_key_only_and_models_to_those_who_may_use_t
         await house.load("a")
         refused = await house.ask("/vram", key=None)
         narrow = await house.ask("/vram", key=NARROW)
-        await eventually(lambda: house.fleet.active == 0, "the load is over")
+        await eventually(lambda: house.fleet.queue.active == 0, "the load is over")
     assert (refused.status, refused.error["code"]) == (401, "invalid_api_key")
     assert (narrow.json()["models"], len(narrow.json()["devices"])) == ([], 2)

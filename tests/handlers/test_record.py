@@ -216,7 +216,7 @@ async def test_a_wait_that_ends_in_a_refusal_is_a_rejection(house: Gatehouse) ->
     async with house.open():
         running, waiting = await house.connect(), asyncio.ensure_future(house.ask("/v1/completions", CHAT))
         running.send(request("/v1/completions", CHAT))
-        await eventually(lambda: house.fleet.queue_depth("demo") == 1, "one runs and one waits")
+        await eventually(lambda: house.fleet.queue.depth("demo") == 1, "one runs and one waits")
         house.fleet.refuse_waiting()
         house.client.close(house.engines.address)
         replies = {(await waiting).status, (await read_reply(running)).status}

@@ -92,6 +92,27 @@ def test_an_error_inside_a_stream_of_events_is_its_last_event(said: bytes, gap: 
     assert exchange.closes
 
 
+@pytest.mark.parametrize(
+    ("path", "event"),
+    [
+        ("/v1/messages", b'event: error\ndata: {"type": "error", "error": {"type": "api_error", '),
+        ("/v1/responses", b'event: error\ndata: {"type": "error", "code": "upstream_error", '),
+        ("/v1/completions", b'data: {"error": {"message": "broke", '),
+    ],
+)
+@pytest.mark.parametrize(("said", "gap"), [(b"data: 1\n\n", b""), (b"data: 1", b"\n\n")])
+def test_an_error_inside_a_stream_is_in_the_dialect_of_its_path(
+    path: str, event: bytes, said: bytes, gap: bytes
+) -> None:
+    call, wire = call_for(request(path))
+    call.exchange.start(200, [])
+    call.exchange.is_event_stream = True
+    call.exchange.write(said)
+    replies.send_error(call, errors.UpstreamError("broke"))
+    assert said + b"\r\n" in wire.sent
+    assert wire.sent.partition(said + b"\r\n")[2].partition(b"\r\n")[2].startswith(gap + event)
+
+
 def test_an_error_inside_another_body_leaves_it_without_an_end() -> None:
     call, wire = call_for(request("/x"))
     call.exchange.start(200, [])

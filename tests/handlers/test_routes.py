@@ -8,7 +8,7 @@ import pytest
 
 from corral.drivers.http_client import Answer
 from corral.drivers.http_server import Exchange
-from corral.handlers import inference, management, models, status
+from corral.handlers import inference, management, models, queue, status
 from corral.handlers.routes import Handler, Routes, find
 from tests.handlers.gatehouse import CHAT, KEY, Gatehouse, answering, request
 from tests.in_a_loop import in_a_loop
@@ -30,6 +30,7 @@ ORIGIN = {"origin": "https://page.example"}
         ("/v1/models/demo", models.show_model, "GET, HEAD"),
         ("/models/demo", models.show_model, "GET, HEAD"),
         ("/v1/models/load", management.load, "POST"),
+        ("/v1/queue/stats", queue.stats, "GET, HEAD"),
         ("/v1/models/org/phi/status", management.model_status, "GET, HEAD"),
         ("/v1/models/org/phi/reset", management.reset, "POST"),
         ("/v1/models/odd/status", models.show_model, "GET, HEAD"),

@@ -107,7 +107,7 @@ async def test_a_scrape_reads_back_and_counts_what_there_is_just_now(house: Gate
     async with house.open():
         before = (await house.ask("/metrics", key=None)).body
         tasks = [asyncio.ensure_future(house.ask("/v1/chat/completions", CHAT)) for _ in range(3)]
-        await eventually(lambda: house.fleet.queue_depth("demo") == 2, "two wait")
+        await eventually(lambda: house.fleet.queue.depth("demo") == 2, "two wait")
         reply = await house.ask("/metrics", key=None)
         house.fleet.refuse_waiting()
         house.client.close(house.engines.address)
@@ -118,6 +118,10 @@ async def test_a_scrape_reads_back_and_counts_what_there_is_just_now(house: Gate
     lines = reply.body.decode().splitlines()
     assert 'router_queue_depth{model="demo"} 2' in lines
     assert 'router_active_requests{model="demo"} 1' in lines
+    # Two who wait and the newcomer, a second each until more is known.
+    assert 'router_queue_estimated_wait_seconds{model="demo"} 3' in lines
+    [oldest] = [line for line in lines if line.startswith('router_queue_oldest_wait_seconds{model="demo"}')]
+    assert float(oldest.split()[1]) > 0
     assert "router_open_connections 4" in lines
     assert 'router_model_state{model="demo",state="ready"} 1' in lines
     assert list(prometheus_text.parse(reply.body))

@@ -10,6 +10,7 @@ from typing import Any
 
 from corral.drivers import clock
 from corral.formats.status import StatusDocument
+from corral.policy.scheduler import Wish
 from tests.drivers.serving import RawClient
 from tests.fleet.herd import Client, FakeEngine
 from tests.handlers.gatehouse import KEYS, Gatehouse, request
@@ -43,7 +44,7 @@ class Yard(Gatehouse):
 
     def use(self, model: str) -> Client:
         """Somebody else's request for a model."""
-        user = Client(self.fleet, model)
+        user = Client(self.fleet, Wish(model, "somebody"))
         self._users.append(user)
         return user
 

@@ -9,7 +9,14 @@ from corral.errors import InvalidApiKey
 from corral.formats import key_file
 from corral.formats.key_file import Role
 from corral.formats.priority import Priority
-from corral.policy.authentication import KeyRing, Principal, anonymous, authenticate, permits
+from corral.policy.authentication import (
+    KeyRing,
+    Principal,
+    anonymous,
+    authenticate,
+    permits,
+    priority_of,
+)
 
 ALICE = "sk-alice-xyz789"
 BATCH = "sk-batch-0123456789"
@@ -154,6 +161,30 @@ def test_a_key_stored_as_a_digest_opens_and_the_digest_itself_does_not() -> None
 @pytest.mark.parametrize(("admin", "role"), [(False, Role.USER), (True, Role.ADMIN)])
 def test_the_anonymous_principal_is_limited_by_address(admin: bool, role: Role) -> None:
     assert anonymous(100, admin=admin) == Principal("anonymous", role, 100, by_address=True)
+
+
+# Priority ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "expected"),
+    [
+        (None, None, Priority.NORMAL),
+        (None, "high", Priority.HIGH),
+        (None, "low", Priority.LOW),
+        (None, "whatever", Priority.NORMAL),
+        (Priority.HIGH, None, Priority.HIGH),
+        (Priority.HIGH, "2", Priority.NORMAL),
+        (Priority.NORMAL, "high", Priority.NORMAL),
+        (Priority.LOW, "high", Priority.LOW),
+        (Priority.LOW, "nonsense", Priority.LOW),
+    ],
+)
+def test_a_keys_priority_is_its_default_and_the_best_it_can_have(
+    given: Priority | None, asked: str | None, expected: Priority
+) -> None:
+    principal = Principal("alice", Role.USER, 100, priority=given)
+    assert priority_of(principal, asked) is expected
 
 
 # Models -----------------------------------------------------------------------------------------

@@ -114,7 +114,7 @@ def test_nothing_goes_wrong_on_random_machines() -> None:
         try:
             World(seed).run()
         except Exception as fault:
-            pytest.fail(f"python -m tests.simulate {seed} 1: {fault!r}", pytrace=False)
+            pytest.fail(f"make simulate SEED={seed} COUNT=1: {fault!r}", pytrace=False)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.what)

@@ -157,6 +157,24 @@ async def every(seconds: float, act: Callable[[], None], name: str, until: Calla
             log.exception("%s: a turn failed", name)
 
 
+class Repeat:
+    """Does something every so many seconds, the first time after as many, until it is stopped."""
+
+    __slots__ = ("_act", "_every_s", "_timer")
+
+    def __init__(self, every_s: float, act: Callable[[], None]) -> None:
+        self._every_s = every_s
+        self._act = act
+        self._timer = asyncio.get_running_loop().call_later(every_s, self._turn)
+
+    def _turn(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._every_s, self._turn)
+        self._act()
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+
 def outcome(coroutine: Coroutine[Any, None, T]) -> asyncio.Future[T]:
     """Start a strand and promise its result: the bridge from asyncio's own coroutines to ours."""
     promise: asyncio.Future[T] = asyncio.get_running_loop().create_future()

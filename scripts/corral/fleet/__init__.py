@@ -2,6 +2,9 @@
 
 fleet           events in, actions carried out; the single writer of scheduler and lifecycle state
 lease           what a request holds while it needs a model
+queue_view      how the queues stand, for those who look
+abandoned       requests that nobody waits for any more and the engine may still work on
+preloading      what is loaded at the start
 keeper          follows one process from its start until its memory has come back
 managed         one model as the fleet keeps it
 memory          the VRAM guard with eyes: readings, books, what was learnt
@@ -18,6 +21,7 @@ from corral.fleet.fleet import Fleet
 from corral.fleet.lease import Lease
 from corral.fleet.memory import FleetMemory
 from corral.fleet.onlooker import Change, Onlooker
+from corral.fleet.queue_view import Waiter
 from corral.fleet.second_opinion import SecondOpinions
 
 __all__ = [
@@ -31,4 +35,5 @@ __all__ = [
     "LlamaEngines",
     "Onlooker",
     "SecondOpinions",
+    "Waiter",
 ]

@@ -4,7 +4,7 @@ Requests, processes, people and the clock report events; the fleet tells the sch
 table, and carries out what they answer. Between reading that state and changing it there is no `await`,
 so no two events ever see the same free slot.
 
-    async with fleet.lease(model, request_id) as lease:
+    async with fleet.lease(wish) as lease:
         ... lease.address is a llama-server that is ready, and one of its slots is ours ...
 
 A model that is wanted has a keeper: one coroutine that follows one process from its start to its end,
@@ -25,26 +25,37 @@ from dataclasses import replace
 from corral import errors
 from corral.drivers import clock, tasks
 from corral.drivers.http_client import Address
+from corral.fleet.abandoned import Abandoned
 from corral.fleet.engines import Death, Engine, Engines
 from corral.fleet.keeper import end, keep
 from corral.fleet.lease import Lease
 from corral.fleet.managed import ManagedModel, Memory, failure, queue_timeout, shutting_down, status
 from corral.fleet.onlooker import Change, Gallery, Onlooker
+from corral.fleet.preloading import Preloading
+from corral.fleet.queue_view import QueueView
 from corral.fleet.watchman import Watchman
 from corral.formats.status import ModelState, ModelStatus
 from corral.metrics import Metrics
 from corral.policy.lifecycle import RESIDENT, Deaths, Event, next_state
 from corral.policy.placement import Placement
 from corral.policy.plan import Plan
-from corral.policy.scheduler import Action, Drain, Grant, Load, ModelLimits, Refuse, Scheduler, Stop, Ticket
+from corral.policy.scheduler import (
+    Action,
+    Drain,
+    Grant,
+    Load,
+    ModelLimits,
+    Refuse,
+    Scheduler,
+    Stop,
+    Terms,
+    Ticket,
+    Wish,
+)
 
 log = logging.getLogger("corral.fleet")
 
 TICK_S = 0.25
-# To a flag's wrong value it answers with one line of what is wrong and nine about the flag (measured).
-# They go into errors and into the status file; a prompt that a debug flag prints must fill neither.
-LAST_WORDS_CHARS_MAX = 2000
-LOG_TAIL_LINES = 12
 # After SIGTERM's and SIGKILL's own patience there is nothing left to hope for.
 STOP_TIMEOUT_S = 30.0
 
@@ -58,13 +69,15 @@ class Fleet:
         metrics: Metrics,
         *,
         models_max: int,
+        terms: Terms,
         idle_timeout_s: float | None,
-        queue_timeout_s: float,
+        request_timeout_s: float,
         look_every_s: float,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
-        self._scheduler = Scheduler(limits, models_max, memory, clock.monotonic())
+        self._scheduler = Scheduler(limits, models_max, memory, terms, clock.monotonic())
         self._models = {name: ManagedModel(name) for name in limits}
+        self.queue = QueueView(self._scheduler, limits)
         self._leases: dict[Ticket, Lease] = {}
         self._actions: deque[Action] = deque()
         self._is_acting = False
@@ -72,21 +85,23 @@ class Fleet:
         self.memory = memory
         self._metrics = metrics
         self._idle_timeout_s = idle_timeout_s
-        self._queue_timeout_s = queue_timeout_s
+        self._queue_timeout_s = terms.queue_timeout_s
+        self._request_timeout_s = request_timeout_s
         self._look_every_s = look_every_s
         self._looked_at = 0.0
-        self._to_preload: list[str] = []
         self._on_change = on_change
         self._gallery = Gallery()
         self._closing = False
-        self._preloaded: tuple[str, ...] = ()
+        self._preloading = Preloading(self._models, self._load_if_room)
         for model in self._models.values():
             self._publish(model)
 
     # From requests -----------------------------------------------------------------------------
 
-    def lease(self, model: str, request_id: str) -> Lease:
-        return Lease(self, Ticket(request_id, model, clock.monotonic()))
+    def lease(self, wish: Wish, asked_at: float | None = None) -> Lease:
+        """A place in the queue. `asked_at`: since when the request has been waiting, if not since now."""
+        arrived_at = clock.monotonic() if asked_at is None else asked_at
+        return Lease(self, Ticket(wish, arrived_at, arrived_at + wish.patience_s(self._queue_timeout_s)))
 
     def arrive(self, lease: Lease) -> None:
         if self._closing:
@@ -97,15 +112,24 @@ class Fleet:
         self._leases[lease.ticket] = lease
         if model.state is ModelState.OFF:
             self._engines.warm(model.name)
-        self._carry_out(self._scheduler.arrive(lease.ticket, lease.ticket.arrived_at))
+        self._carry_out(self._scheduler.arrive(lease.ticket, clock.monotonic()))
 
     def depart(self, lease: Lease) -> None:
-        if self._leases.pop(lease.ticket, None) is None:
+        ticket, now = lease.ticket, clock.monotonic()
+        if self._leases.pop(ticket, None) is None:
             return
-        self._carry_out(self._scheduler.depart(lease.ticket, clock.monotonic()))
-        name = lease.ticket.model
+        name, abandoned = ticket.model, self._models[ticket.model].abandoned
+        if lease.engine_goes_on and abandoned is not None and lease.engine.alive:
+            abandoned.add(ticket)
+            self._carry_out(self._scheduler.abandon(ticket, now))
+        else:
+            self._carry_out(self._scheduler.depart(ticket, now, lease.usage))
         if self._models[name].state is ModelState.OFF and not self._scheduler.depth(name):
             self._engines.cool(name)
+
+    def _forget(self, ticket: Ticket) -> None:
+        """The engine is through with an abandoned request."""
+        self._carry_out(self._scheduler.depart(ticket, clock.monotonic()))
 
     def hand_over(self, lease: Lease) -> None:
         model = self._models[lease.ticket.model]
@@ -120,11 +144,8 @@ class Fleet:
     def state(self, model: str) -> ModelState:
         return self._models[model].state
 
-    def queue_depth(self, model: str) -> int:
-        return self._scheduler.depth(model)
-
-    def running(self, model: str) -> int:
-        return self._scheduler.running(model)
+    def position(self, ticket: Ticket) -> int:
+        return self.queue.position(ticket)
 
     def statuses(self) -> dict[str, ModelStatus]:
         return {model.name: self._status(model) for model in self._models.values()}
@@ -143,43 +164,25 @@ class Fleet:
 
     @property
     def preload_settled(self) -> bool:
-        """Whether every preloaded model has come up, or shown that it won't."""
-        return all(self._models[name].settled for name in self._preloaded)
-
-    @property
-    def active(self) -> int:
-        """Requests that hold a slot."""
-        return sum(self._scheduler.running(name) for name in self._models)
+        return self._preloading.settled
 
     # From people -------------------------------------------------------------------------------
 
     def preload(self, names: tuple[str, ...]) -> None:
         """Load these at the start, as far as there is room for them; the others count as settled."""
-        self._preloaded = names
-        self._to_preload = list(names)
-        self._go_on_preloading()
+        self._preloading.begin(names)
         self._announce()
 
-    def _go_on_preloading(self) -> None:
-        """Those for which there may be room in a moment are tried again then: some loads go one by one."""
-        still_to_come = []
-        for name in self._to_preload:
-            model = self._models[name]
-            if model.settled or model.state is not ModelState.OFF:
-                continue  # named twice, or wanted by a request already
-            actions, again = self._scheduler.load_if_room(name)
-            self._carry_out(actions)
-            if again:
-                still_to_come.append(name)
-            elif not actions:
-                model.settled = True
-                log.warning("%s is not preloaded: there is no room for it beside the others", name)
-        self._to_preload = still_to_come
+    def _load_if_room(self, name: str) -> bool | None:
+        """Whether a model that no request waits for is loaded; None: not now, but perhaps in a moment."""
+        actions, again = self._scheduler.load_if_room(name, clock.monotonic())
+        self._carry_out(actions)
+        return None if again else bool(actions)
 
     async def load(self, name: str) -> Address:
         """Bring a model up, as a request for it would; when it is ready to serve, where."""
         model = self._models[name]
-        lease = self.lease(name, f"load of {name}")
+        lease = self.lease(Wish(name, f"load of {name}"))
         try:
             self.arrive(lease)
             # Those who were there before get its slots, and this need not wait for one.
@@ -195,7 +198,7 @@ class Fleet:
         if model.state in (ModelState.STARTING, ModelState.LOADING):
             self._move(model, Event.STOP)
         elif model.state is ModelState.READY:
-            self._carry_out(self._scheduler.eject(name))
+            self._carry_out(self._scheduler.eject(name, clock.monotonic()))
         elif model.state is ModelState.BACKOFF:
             self._move(model, Event.STOP)  # it would come back by itself
             return True
@@ -227,29 +230,26 @@ class Fleet:
     def tick(self, now: float) -> None:
         if self._closing:
             return
-        for ticket in tuple(self._leases):
-            if ticket.granted_at is None and now - ticket.arrived_at >= self._queue_timeout_s:
-                self._refuse(ticket, queue_timeout(ticket, now, self._scheduler.depth(ticket.model) - 1))
+        for ticket in self._scheduler.overdue(now):
+            self._refuse(ticket, queue_timeout(ticket, now, self._scheduler.depth(ticket.model) - 1))
         for model in self._models.values():
             if model.state is ModelState.BACKOFF and now >= model.retry_at:
                 self._try_again(model)
         if self._idle_timeout_s is not None:
             self._carry_out(self._scheduler.unload_idle(now, self._idle_timeout_s))
-        waited_for = any(ticket.granted_at is None for ticket in self._leases)
+        waited_for = self._scheduler.anybody_waits
         if self.memory.restless or waited_for or now - self._looked_at >= self._look_every_s:
             self._looked_at = now
             self.memory.look()
             self._carry_out(self._scheduler.reconsider(now))
-            self._go_on_preloading()
+            self._preloading.go_on()
 
     def _try_again(self, model: ManagedModel) -> None:
         """The pause after a death is over. Who waits for it may make room; else it must find some."""
         if self._scheduler.depth(model.name):
             self._move(model, Event.STOP)
             return
-        actions, again = self._scheduler.load_if_room(model.name)
-        self._carry_out(actions)
-        if not actions and not again:
+        if self._load_if_room(model.name) is False:
             self._move(model, Event.STOP)
 
     # Carrying out ------------------------------------------------------------------------------
@@ -326,12 +326,17 @@ class Fleet:
     def spawned(self, model: ManagedModel) -> None:
         self._move(model, Event.SPAWNED)
 
-    def ready(self, model: ManagedModel, engine: Engine) -> None:
+    def ready(self, model: ManagedModel, engine: Engine, slots: int | None) -> None:
         model.ready_at = clock.monotonic()
         model.settled = True
         self._engines.cool(model.name)
-        model.watchman = Watchman(model.name, engine, lambda: self._scheduler.running(model.name))
-        tasks.spawn(model.watchman.walk(), f"the watchman of {model.name}")
+        if slots is not None:
+            self._scheduler.slots_are(model.name, slots)
+        watchman = model.watchman = Watchman(model.name, engine, lambda: self._scheduler.running(model.name))
+        model.abandoned = Abandoned(
+            model.name, engine, self._scheduler, self._forget, watchman.suspect, self._request_timeout_s
+        )
+        tasks.spawn(watchman.walk(), f"the watchman of {model.name}")
         seconds = model.ready_at - model.load_began_at
         self._metrics.model_load_seconds.labels(model.name).observe(seconds)
         log.info("%s is READY on port %d after %.2f s", model.name, engine.address.port, seconds)
@@ -341,24 +346,19 @@ class Fleet:
                 lease.settle()  # a load is through now, with or without a slot
 
     def stopped(self, model: ManagedModel) -> None:
-        model.engine = model.watchman = None
+        model.lose_engine()
         log.info("%s is off", model.name)
         self._move(model, Event.EXITED)
 
     def died(self, model: ManagedModel, how: str) -> None:
         """Nobody asked it to go. Pause and try again, or give up; tell those who waited for the load."""
         now = clock.monotonic()
-        tail = model.engine.log_tail(LOG_TAIL_LINES) if model.engine is not None else []
-        model.last_words = " | ".join([how, *filter(str.strip, tail)])[:LAST_WORDS_CHARS_MAX]
-        model.died_loading = model.state in (ModelState.STARTING, ModelState.LOADING)
-        model.deaths = model.deaths.another(lived_s=model.good_spell_s)
-        model.retry_at = now + model.deaths.pause_s(random.random())
-        model.settled = True
+        model.has_died(how, now, random.random())
         if self._is_curable(model):
             # Once more at once. Who waits, waits on.
             model.died_loading, model.retry_at, model.settled = False, now, False
         self.memory.gone(model.name, reaped=True)
-        model.engine = model.watchman = None
+        model.lose_engine()
         model.good_spell_s = 0.0
         log.warning("%s died (%d): %s", model.name, model.deaths.count, model.last_words)
         self._move(model, Event.DIED)

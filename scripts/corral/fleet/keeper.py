@@ -24,7 +24,9 @@ class Reports(Protocol):
     """Who is told."""
 
     def spawned(self, model: ManagedModel) -> None: ...
-    def ready(self, model: ManagedModel, engine: Engine) -> None: ...
+    def ready(self, model: ManagedModel, engine: Engine, slots: int | None) -> None:
+        """It answers; on so many requests at a time, if it says so."""
+
     def stopped(self, model: ManagedModel) -> None:
         """It is gone as it was asked to, and its memory is back."""
 
@@ -64,9 +66,10 @@ async def _follow(model: ManagedModel, engines: Engines, memory: Memory, reports
     else:
         reports.spawned(model)
         await engine.until_ready()
+        slots = await engine.slots()
         if model.state is ModelState.LOADING:
             memory.loaded(model.name)
-            reports.ready(model, engine)
+            reports.ready(model, engine, slots)
     return await engine.until_exit()
 
 

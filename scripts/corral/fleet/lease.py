@@ -1,4 +1,8 @@
-"""A place in a model's queue that becomes a slot: what a request holds while it needs a model."""
+"""A place in a model's queue that becomes a slot: what a request holds while it needs a model.
+
+It may be a long wait, and proxies give up on a silent connection. So whoever waits can be told where it
+stands, every now and then: `on_waiting`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from corral.drivers import clock, tasks
 from corral.drivers.http_client import Address
 from corral.fleet.engines import Engine
 from corral.fleet.watchman import Waiting
-from corral.policy.scheduler import Ticket
+from corral.policy.scheduler import Ticket, Usage
 
 DEATH_NOTICE_S = 1.0
 
@@ -21,6 +25,7 @@ class Door(Protocol):
 
     def arrive(self, lease: Lease) -> None: ...
     def depart(self, lease: Lease) -> None: ...
+    def position(self, ticket: Ticket) -> int: ...
     def hand_over(self, lease: Lease) -> None:
         """Tell a granted lease where its slot is: address, engine, watchman."""
 
@@ -28,7 +33,19 @@ class Door(Protocol):
 class Lease:
     """Entered, it waits for its slot; left, it gives the slot back, once, whatever happened."""
 
-    __slots__ = ("_bell", "_door", "_error", "address", "engine", "on_silence", "ticket", "waited_s")
+    __slots__ = (
+        "_bell",
+        "_door",
+        "_error",
+        "address",
+        "engine",
+        "engine_goes_on",
+        "on_silence",
+        "on_waiting",
+        "ticket",
+        "usage",
+        "waited_s",
+    )
 
     def __init__(self, door: Door, ticket: Ticket) -> None:
         self.ticket = ticket
@@ -36,6 +53,12 @@ class Lease:
         self.engine: Engine
         self.on_silence: Callable[[Waiting], None]
         self.waited_s = 0.0
+        # Told every so many seconds of waiting which one of those who wait it is.
+        self.on_waiting: tuple[float, Callable[[int], None]] | None = None
+        # What the engine has reported in the end.
+        self.usage: Usage | None = None
+        # Whether the engine may go on with the request when we let go of it.
+        self.engine_goes_on = False
         self._door = door
         self._bell = tasks.Bell()
         self._error: errors.CorralError | None = None
@@ -59,10 +82,20 @@ class Lease:
 
     async def granted(self, or_when: Callable[[], bool] = lambda: False) -> None:
         """Wait for the slot, or for what will do instead. Raises what the lease is refused with."""
-        while self.ticket.granted_at is None and not or_when():
-            if self._error is not None:
-                raise self._error
-            await self._bell
+        timer = self._say_later() if self.on_waiting is not None else None
+        try:
+            while self.ticket.granted_at is None and not or_when():
+                if self._error is not None:
+                    raise self._error
+                await self._bell
+        finally:
+            if timer is not None:
+                timer.stop()
+
+    def _say_later(self) -> tasks.Repeat:
+        assert self.on_waiting is not None
+        every_s, say = self.on_waiting
+        return tasks.Repeat(every_s, lambda: say(self._door.position(self.ticket)))
 
     async def engine_died(self) -> bool:
         """Whether the process behind the slot has died. A socket breaks a moment before it is reaped."""

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from corral import errors
 from corral.drivers import clock
+from corral.fleet.abandoned import Abandoned
 from corral.fleet.engines import Engine
 from corral.fleet.watchman import Watchman
 from corral.formats.status import ModelState, ModelStatus
@@ -19,6 +20,10 @@ from corral.policy.plan import Plan
 from corral.policy.scheduler import Admission, Outlook, Ticket
 
 MIB = 1 << 20
+# To a flag's wrong value it answers with one line of what is wrong and nine about the flag (measured).
+# They go into errors and into the status file; a prompt that a debug flag prints must fill neither.
+LAST_WORDS_CHARS_MAX = 2000
+LOG_TAIL_LINES = 12
 
 
 @dataclass
@@ -30,6 +35,7 @@ class ManagedModel:
     placement: Placement | None = None
     engine: Engine | None = None
     watchman: Watchman | None = None
+    abandoned: Abandoned | None = None
     load_began_at: float = 0.0
     ready_at: float = math.inf
     # The longest time that it was ready since its last death, whether it was unloaded in between or not.
@@ -45,6 +51,18 @@ class ManagedModel:
         """It is not ready any more, if it was."""
         self.good_spell_s = max(self.good_spell_s, now - self.ready_at)
         self.ready_at = math.inf
+
+    def has_died(self, how: str, now: float, luck: float) -> None:
+        """Keep its last words, and settle when it is tried again, if it is."""
+        tail = self.engine.log_tail(LOG_TAIL_LINES) if self.engine is not None else []
+        self.last_words = " | ".join([how, *filter(str.strip, tail)])[:LAST_WORDS_CHARS_MAX]
+        self.died_loading = self.state in (ModelState.STARTING, ModelState.LOADING)
+        self.deaths = self.deaths.another(lived_s=self.good_spell_s)
+        self.retry_at = now + self.deaths.pause_s(luck)
+        self.settled = True
+
+    def lose_engine(self) -> None:
+        self.engine = self.watchman = self.abandoned = None
 
 
 class Memory(Admission, Protocol):

@@ -22,6 +22,11 @@ class Intent(NamedTuple):
 
     model: str | None
     stream: bool
+    max_tokens: int | None = None  # the most that is to be generated, where the request says so
+
+
+# OpenAI's two names, and llama.cpp's own.
+MAX_TOKENS_NAMES = ("max_completion_tokens", "max_tokens", "n_predict")
 
 
 def read_intent(body: bytes, content_type: str) -> Intent:
@@ -39,7 +44,17 @@ def read_intent(body: bytes, content_type: str) -> Intent:
     stream = document.get("stream", False)
     if stream is not None and not isinstance(stream, bool):
         raise errors.InvalidRequest("'stream' must be true or false.", param="stream")
-    return Intent(_model_name(document.get("model")) if "model" in document else None, bool(stream))
+    name = _model_name(document.get("model")) if "model" in document else None
+    return Intent(name, bool(stream), _max_tokens(document))
+
+
+def _max_tokens(document: dict[str, Any]) -> int | None:
+    """Anything but a sensible number is the engine's to refuse: here it only helps to estimate."""
+    for name in MAX_TOKENS_NAMES:
+        value = document.get(name)
+        if type(value) is int and value >= 0:
+            return value
+    return None
 
 
 def _form_intent(body: bytes, content_type: str) -> Intent:
@@ -88,6 +103,15 @@ def encode(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, ensure_ascii=False).encode("utf-8", "replace")
 
 
+def upstream_error(status: int, body: bytes) -> errors.CorralError:
+    """An engine's own error, where it can't be passed on as an answer of its own any more."""
+    error = json.loads(upstream_error_body(status, body))["error"]
+    kind = errors.InvalidRequest if status < 500 else errors.UpstreamError
+    found = kind(str(error["message"]))
+    found.code = str(error["code"])
+    return found
+
+
 def upstream_error_body(status: int, body: bytes) -> bytes:
     """An engine's own error in the same envelope, with the engine's words and figures kept."""
     kind = "invalid_request_error" if status < 500 else "server_error"
@@ -110,9 +134,15 @@ def _engine_error(body: bytes) -> dict[str, Any]:
     return {"message": error} if isinstance(error, str) else {}
 
 
-def error_event(error: errors.CorralError, at_boundary: bool) -> bytes:
-    """An error inside a stream that has begun: one event, after a blank line if an event was cut."""
-    return (b"" if at_boundary else b"\n\n") + b"data: " + error_body(error) + b"\n\n"
+def error_event(error: errors.CorralError) -> bytes:
+    """An error inside a stream that has begun."""
+    return b"data: " + error_body(error) + b"\n\n"
+
+
+def responses_error_event(error: errors.CorralError) -> bytes:
+    """The same in a stream of /v1/responses, whose events have names."""
+    event = {"type": "error", "code": error.code, "message": error.message, "param": error.param}
+    return b"event: error\ndata: " + encode(event) + b"\n\n"
 
 
 # Models -----------------------------------------------------------------------------------------

@@ -11,3 +11,12 @@ class Priority(IntEnum):
     HIGH = 1
     NORMAL = 2
     LOW = 3
+
+
+_BY_NAME = {"high": Priority.HIGH, "normal": Priority.NORMAL, "low": Priority.LOW}
+_BY_NAME |= {str(int(priority)): priority for priority in Priority}
+
+
+def read(text: str) -> Priority | None:
+    """A priority by its name, in any case, or by its number; None for anything else."""
+    return _BY_NAME.get(text.strip().lower())

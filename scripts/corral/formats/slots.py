@@ -1,4 +1,7 @@
-"""What llama-server's `/slots` says of the slots that work. Its other fields are nobody's business here."""
+"""What llama-server says of its slots: `/props` how many there are, `/slots` which of them work.
+
+Their other fields are nobody's business here.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,16 @@ def read_busy(body: bytes) -> tuple[Slot, ...] | None:
         return tuple(_slot(each) for each in slots[:SLOTS_MAX] if each["is_processing"])
     except (ValueError, RecursionError, KeyError, TypeError):
         return None
+
+
+def read_total(body: bytes) -> int | None:
+    """How many requests it works on at a time, or None for anything that is not an answer to that."""
+    try:
+        total = json.loads(body)["total_slots"]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return None
+    is_number = isinstance(total, int) and not isinstance(total, bool)
+    return total if is_number and 1 <= total <= SLOTS_MAX else None
 
 
 def _slot(entry: dict[str, object]) -> Slot:

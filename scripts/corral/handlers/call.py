@@ -8,6 +8,8 @@ from urllib.parse import parse_qs
 
 from corral import errors
 from corral.drivers.http_server import Exchange
+from corral.formats.priority import Priority
+from corral.formats.usage import TokenCounts
 
 # An id that a client may choose: it goes into headers, logs and the engine's requests as it is.
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -25,10 +27,13 @@ class Call:
         "is_inference",
         "key_id",
         "model",
+        "priority",
         "queue_wait_s",
         "reached_model",
         "request_id",
+        "tokens",
         "waited_on_others_s",
+        "wants_stream",
     )
 
     def __init__(self, exchange: Exchange) -> None:
@@ -40,10 +45,14 @@ class Call:
         self.reached_model = False
         # Headers that every answer to this request carries, errors included.
         self.extra_headers: list[tuple[bytes, bytes]] = [(b"x-request-id", self.request_id.encode())]
+        self.wants_stream = False
+        self.priority = Priority.NORMAL
         self.queue_wait_s = 0.0
         # For the client with its body and for the engine with its answer.
         self.waited_on_others_s = 0.0
         self.first_byte_at: float | None = None
+        # As the engine reported them.
+        self.tokens = TokenCounts(None, None)
         self.error: errors.CorralError | None = None
         self.gone = False
 

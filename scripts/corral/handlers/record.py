@@ -88,12 +88,24 @@ class Recorder:
         if call.error is not None and not call.reached_model:
             metrics.rejections.labels(call.error.code, call.key_id).inc()
         if call.reached_model:
-            metrics.queue_wait_seconds.labels(model, "normal").observe(call.queue_wait_s)
+            metrics.queue_wait_seconds.labels(model, call.priority.name.lower()).observe(call.queue_wait_s)
+        self._count_tokens(call, model)
         if call.first_byte_at is not None:
             waited_s = call.first_byte_at - call.exchange.received_at
             metrics.time_to_first_token_seconds.labels(model).observe(waited_s)
             others_s = call.queue_wait_s + call.waited_on_others_s
             metrics.overhead_seconds.observe(max(0.0, duration_s - others_s))
+
+    def _count_tokens(self, call: Call, model: str) -> None:
+        prompt, generated = call.tokens
+        if prompt:
+            self._metrics.tokens.labels(model, call.key_id, "prompt").inc(prompt)
+        if not generated:
+            return
+        self._metrics.tokens.labels(model, call.key_id, "completion").inc(generated)
+        if call.exchange.is_event_stream and call.first_byte_at is not None and generated > 1:
+            seconds = clock.monotonic() - call.first_byte_at
+            self._metrics.time_per_output_token_seconds.labels(model).observe(seconds / (generated - 1))
 
 
 def outcome(call: Call, status: int) -> str:

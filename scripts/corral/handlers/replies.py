@@ -8,12 +8,14 @@ from typing import Any
 
 from corral import errors
 from corral.drivers.http_server import Exchange
-from corral.formats import openai
+from corral.formats import anthropic, openai, sse
 from corral.handlers.call import Call
 
 Headers = list[tuple[bytes, bytes]]
 
 JSON_TYPE = (b"content-type", b"application/json")
+# How an error looks inside a stream, by its dialect; OpenAI's elsewhere.
+ERROR_EVENTS = {"/v1/messages": anthropic.error_event, "/v1/responses": openai.responses_error_event}
 
 
 def send_json(call: Call, document: Mapping[str, Any], status: int = 200) -> None:
@@ -29,7 +31,8 @@ def send_error(call: Call, error: errors.CorralError) -> None:
         exchange.respond(error.status, [*headers, *call.extra_headers], body)
     elif not exchange.finished:
         if exchange.is_event_stream:
-            exchange.write(openai.error_event(error, exchange.at_event_boundary))
+            event = ERROR_EVENTS.get(exchange.head.path, openai.error_event)(error)
+            exchange.write(event if exchange.at_event_boundary else sse.CUT + event)
             exchange.close_after()
             exchange.finish()
         else:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from corral import errors
 from corral.catalogue import Catalogue
 from corral.drivers.http_server import ClientGone, Exchange
-from corral.handlers import inference, management, models, planning, replies, status
+from corral.handlers import inference, management, models, planning, queue, replies, status
 from corral.handlers.call import Call
 from corral.handlers.gate import Gate
 
@@ -42,6 +42,7 @@ PATHS: dict[str, Route] = {
     "/ready": get(status.is_ready),
     "/readyz": get(status.is_ready),
     "/vram": get(planning.vram),
+    "/v1/queue/stats": get(queue.stats),
     "/v1/models": get(models.list_models),
     "/v1/models/load": post(management.load),
     "/v1/models/eject": post(management.eject),

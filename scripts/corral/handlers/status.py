@@ -49,7 +49,7 @@ async def health(gate: Gate, call: Call) -> None:
     states = gate.fleet.statuses()
     more = {
         "active_models": sum(each.state is ModelState.READY for each in states.values()),
-        "active_requests": gate.fleet.active,
+        "active_requests": gate.fleet.queue.active,
         **body(document),
     }
     send_json(call, brief | more)
@@ -59,8 +59,11 @@ async def metrics(gate: Gate, call: Call) -> None:
     """One scrape: figures that are cheaper to ask for than to keep are asked for now."""
     instruments = gate.metrics
     for name in gate.catalogue.models:
-        instruments.queue_depth.labels(name).set(gate.fleet.queue_depth(name))
-        instruments.active_requests.labels(name).set(gate.fleet.running(name))
+        queue = gate.fleet.queue.stats(name)
+        instruments.queue_depth.labels(name).set(queue.waiting)
+        instruments.queue_oldest_wait_seconds.labels(name).set(queue.oldest_wait_s)
+        instruments.queue_estimated_wait_seconds.labels(name).set(queue.next_wait_s)
+        instruments.active_requests.labels(name).set(queue.running)
     gate.fleet.memory.publish()
     instruments.open_connections.set(gate.open_connections())
     instruments.log_lines_dropped.follow(gate.dropped_log_lines())

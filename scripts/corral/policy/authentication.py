@@ -29,6 +29,7 @@ from corral.formats.key_file import (
     has_expired,
 )
 from corral.formats.priority import Priority
+from corral.formats.priority import read as read_priority
 
 # RFC 9110, 11.6.1: a 401 must say by which scheme to come back.
 _CHALLENGE = (("www-authenticate", "Bearer"),)
@@ -130,6 +131,14 @@ def _credentials(authorization: str | None) -> str | None:
         return None
     value = authorization.strip()
     return value[7:].strip() if value[:7].lower() == "bearer " else value
+
+
+def priority_of(principal: Principal, asked: str | None) -> Priority:
+    """The class that a request waits in. What a key was given is its default, and the best it can have."""
+    wish = None if asked is None else read_priority(asked)
+    if principal.priority is None:
+        return Priority.NORMAL if wish is None else wish
+    return principal.priority if wish is None else max(principal.priority, wish)
 
 
 def permits(principal: Principal, model_name: str) -> bool:

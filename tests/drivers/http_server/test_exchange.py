@@ -131,6 +131,53 @@ def test_it_is_known_whether_the_last_event_was_whole(sent: bytes, whole: bool, 
     assert seen == [whole]
 
 
+@pytest.mark.parametrize(
+    ("pieces", "first", "last"),
+    [
+        ([], b"", b""),
+        ([b"whole"], b"whole", b"whole"),
+        ([b"a", b"b"], b"a", b"ab"),
+        ([b"a", b"b", b"c"], b"a", b"bc"),
+        ([b"a", b"", b"b", b"c", b""], b"a", b"bc"),
+    ],
+    ids=["nothing", "one piece", "two", "three", "empty ones do not count"],
+)
+@pytest.mark.parametrize("as_chunks", [False, True], ids=["written", "passed on"])
+def test_it_is_known_how_an_answer_began_and_ended(
+    pieces: list[bytes], first: bytes, last: bytes, as_chunks: bool
+) -> None:
+    seen: list[tuple[bytes, bytes]] = []
+
+    async def answer(exchange: Exchange) -> None:
+        exchange.start(200, [])
+        for piece in pieces:
+            if as_chunks and piece:
+                exchange.write_chunks(http1.Chunks(http1.chunk(piece)))
+            else:
+                exchange.write(piece)
+        seen.append((exchange.first_bytes, exchange.last_bytes))
+        exchange.finish()
+
+    ask(answer, get())
+    ask(answer, get(version="1.0"))
+    assert seen == [(first, last)] * 2
+
+
+def test_what_is_said_aside_is_sent_and_is_not_how_the_answer_began_or_ended() -> None:
+    seen: list[tuple[bytes, bytes, bool]] = []
+
+    async def answer(exchange: Exchange) -> None:
+        exchange.start(200, [])
+        exchange.write(b": wait", aside=True)
+        exchange.write(b"a")
+        exchange.write(b": wait", aside=True)
+        seen.append((exchange.first_bytes, exchange.last_bytes, exchange.at_event_boundary))
+        exchange.finish()
+
+    assert ask(answer, get(version="1.0")).endswith(b": waita: wait")
+    assert seen == [(b"a", b"a", False)]
+
+
 def test_an_answer_can_be_made_the_connections_last() -> None:
     async def answer(exchange: Exchange) -> None:
         exchange.close_after()

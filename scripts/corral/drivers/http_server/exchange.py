@@ -47,11 +47,13 @@ class Exchange:
     """One request and its answer, as the handler sees them."""
 
     __slots__ = (
+        "_before_last",
         "_body_done",
         "_chunked",
         "_close",
         "_ends_with_connection",
         "_finished",
+        "_first",
         "_last",
         "_out",
         "_source",
@@ -82,6 +84,9 @@ class Exchange:
         self._finished = False
         self._body_done = head.content_length in (None, 0) and not head.chunked
         self._source: Source | None = None
+        # Of the answer's body: who has written it may want to know how it began and ended.
+        self._first: bytes | http1.Chunks = b""
+        self._before_last: bytes | http1.Chunks = b""
         self._last: bytes | http1.Chunks = b""
         self.is_event_stream = False
 
@@ -170,21 +175,27 @@ class Exchange:
         length = self.head.content_length
         return not self._body_done and (length is None or self._wire.reader.buffered_bytes < length)
 
-    def write(self, payload: bytes) -> None:
-        """A piece of the body, framed as this answer needs it."""
+    def write(self, payload: bytes, *, aside: bool = False) -> None:
+        """A piece of the body, framed as this answer needs it. `aside`: it is no part of what is answered."""
         if payload and self.head.method != "HEAD":
-            self._last = payload
+            if not aside:
+                self._note(payload)
             self.bytes_sent += len(payload)
             self._out.append(http1.chunk(payload) if self._chunked else payload)
 
     def write_chunks(self, chunks: http1.Chunks) -> None:
         """Whole chunks from upstream: passed on as they are where the framing is the same."""
         if self._chunked and self.head.method != "HEAD":
-            self._last = chunks
+            self._note(chunks)
             self.bytes_sent += len(chunks.raw)
             self._out.append(chunks.raw)
         else:
             self.write(chunks.payload())
+
+    def _note(self, piece: bytes | http1.Chunks) -> None:
+        if not self._first:
+            self._first = piece
+        self._before_last, self._last = self._last, piece
 
     def flush(self) -> None:
         out = self._out
@@ -219,8 +230,18 @@ class Exchange:
     @property
     def at_event_boundary(self) -> bool:
         """Whether what was sent of an event stream ends with a whole event."""
-        last = self._last.payload() if isinstance(self._last, http1.Chunks) else self._last
+        last = _payload(self._last)
         return not last or last.endswith((b"\n\n", b"\r\n\r\n"))
+
+    @property
+    def first_bytes(self) -> bytes:
+        """How the body began."""
+        return _payload(self._first)
+
+    @property
+    def last_bytes(self) -> bytes:
+        """How it ended: its last two pieces, which in a stream are events."""
+        return _payload(self._before_last) + _payload(self._last)
 
     # Times and flow ----------------------------------------------------------------------------
 
@@ -252,3 +273,7 @@ class Exchange:
     @property
     def body_done(self) -> bool:
         return self._body_done
+
+
+def _payload(piece: bytes | http1.Chunks) -> bytes:
+    return piece.payload() if isinstance(piece, http1.Chunks) else piece
