@@ -48,7 +48,9 @@ def one_model() -> Figures:
     flood = [Arrival(1.0 + n * 0.01, "a", "greedy", Priority.NORMAL, 200, 60) for n in range(500)]
     arrivals = traffic.merge(flood, traffic.trace(chance, usual, traffic.poisson, 0.5, 300.0))
     worlds = _under_each(
-        lambda policy: World({"a": Spec(1.0)}, arrivals, models_max=1, terms=LONG, policy=policy)
+        lambda policy: World(
+            {"a": Spec(1.0, generation_rate=100.0)}, arrivals, models_max=1, terms=LONG, policy=policy
+        )
     )
     by_key = {name: [_p95(world, _has_key(key)) for key in keys] for name, world in worlds.items()}
     classes = [priority.name.lower() for priority in Priority]

@@ -8,6 +8,9 @@ from typing import NamedTuple
 from corral.drivers import clock
 from corral.policy.scheduler import QueueStats, Scheduler, Ticket
 
+# Each costs a look at all the others.
+WAITERS_MAX = 100
+
 
 class Waiter(NamedTuple):
     """A request that waits, and how it stands."""
@@ -42,10 +45,10 @@ class QueueView:
         return self._scheduler.position(ticket, clock.monotonic())
 
     def waiters(self, model: str, chosen: Callable[[Ticket], bool]) -> list[Waiter]:
-        """Some of those who wait for a model, the next one first."""
+        """Some of those who wait for a model, the next one first; not more than anybody would read."""
         now = clock.monotonic()
         waiters = []
-        for ticket in self._scheduler.waiting(model, chosen):
+        for ticket in self._scheduler.waiting(model, chosen)[:WAITERS_MAX]:
             position = self._scheduler.position(ticket, now)
             still_s = self._scheduler.wait_s(model, position, now)
             waiters.append(Waiter(ticket, position, now - ticket.arrived_at, still_s))

@@ -25,7 +25,7 @@ from corral.handlers.gate import Gate
 from corral.handlers.replies import JSON_TYPE, Headers
 from corral.policy import authentication
 from corral.policy.authentication import Principal
-from corral.policy.scheduler import Usage, Wish
+from corral.policy.scheduler import NOTHING, Usage, Wish
 
 log = logging.getLogger("corral.inference")
 
@@ -116,7 +116,7 @@ async def serve(gate: Gate, call: Call, wish: Wish, asked_at: float, body: bytes
     if call.wants_stream and call.exchange.head.path in STREAMS:
         place.on_waiting = gate.settings.server.sse_ping_s, partial(say_queued, call)
     async with place as lease:
-        call.queue_wait_s = lease.waited_s
+        call.queue_wait_s = lease.waited_s  # a second time: until it was let through for good
         call.reached_model = True
         sent_at = clock.monotonic()
         try:
@@ -124,6 +124,7 @@ async def serve(gate: Gate, call: Call, wish: Wish, asked_at: float, body: bytes
         except BackendGone as error:  # not a byte came, as when the process dies
             if not await lease.engine_died():
                 raise
+            lease.usage = NOTHING
             raise EngineLost(
                 f"The llama-server of {wish.model!r} died while it worked on this request, and will not be "
                 "given it again.",
@@ -149,7 +150,7 @@ async def converse(gate: Gate, call: Call, lease: Lease, request: bytes) -> None
         lease.engine_goes_on = False
     finally:
         answer.close()
-        lease.usage = charge(call, lease.ticket.wish)
+        lease.usage = charge(call, lease.ticket.wish, answer.head.status)
 
 
 def read_wish(call: Call, principal: Principal, intent: Intent, body_bytes: int) -> Wish:
@@ -190,17 +191,17 @@ def read_timeout(text: str | None) -> float | None:
     return seconds
 
 
-def charge(call: Call, wish: Wish) -> Usage | None:
+def charge(call: Call, wish: Wish, status: int) -> Usage | None:
     """What the request has cost, as far as it is known; None: as was estimated."""
     exchange = call.exchange
-    if call.first_byte_at is None:
-        return None
+    if status >= 400:
+        return NOTHING
     prompt, generated = call.tokens = usage.read(exchange.first_bytes, exchange.last_bytes)
-    if prompt is None and generated is None:
-        if not exchange.is_event_stream:
-            return None
+    if exchange.is_event_stream and not exchange.finished:
         # Broken off before the engine could report. Each token came in an event of its own.
-        generated = exchange.bytes_sent // BYTES_PER_EVENT
+        generated = max(generated or 0, exchange.bytes_sent // BYTES_PER_EVENT)
+    if prompt is None and generated is None:
+        return None
     return Usage(wish.prompt_tokens if prompt is None else prompt, generated or 0)
 
 

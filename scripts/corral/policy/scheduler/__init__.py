@@ -17,9 +17,10 @@ from corral.policy.scheduler.model import ModelLimits, QueueStats
 from corral.policy.scheduler.places import Admission
 from corral.policy.scheduler.scheduler import Scheduler
 from corral.policy.scheduler.switching import Terms
-from corral.policy.scheduler.ticket import Ticket, Usage, Wish
+from corral.policy.scheduler.ticket import NOTHING, Ticket, Usage, Wish
 
 __all__ = [
+    "NOTHING",
     "Action",
     "Admission",
     "Drain",

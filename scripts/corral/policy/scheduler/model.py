@@ -114,8 +114,9 @@ class ModelView:
         if ticket.wish.prompt_tokens:  # who asked for nothing to be done says nothing of how long it takes
             self.pace.service_s.learn(now - ticket.granted_at)
         if usage is not None:
-            self.pace.generated_tokens.learn(usage.generated_tokens)
             self.queue.settle(ticket, cost(*usage))
+        if usage:
+            self.pace.generated_tokens.learn(usage.generated_tokens)
 
     # Switching ---------------------------------------------------------------------------------
 
