@@ -12,7 +12,7 @@ import pytest
 from corral import settings
 from corral.formats import demo_models
 from tests import support
-from tests.support import Corral, running_corral
+from tests.support import KEYS_FILE, Corral, running_corral
 
 StartCorral = Callable[..., Corral]
 
@@ -53,11 +53,12 @@ def start_corral(tmp_path: Path, llama_server: Path, demo_files: Path) -> Iterat
         engine: Path = llama_server,
         environment: Mapping[str, str] | None = None,
         config: Mapping[str, Any] | None = None,
+        keys: str = KEYS_FILE,
         until_up: bool = True,
     ) -> Corral:
         directory = tmp_path / f"corral-{len(running)}"
         shutil.copytree(demo_files, directory / "data" / "models")
-        instance = Corral(directory, engine, environment=environment, config=config)
+        instance = Corral(directory, engine, environment=environment, config=config, keys=keys)
         running.append(instance)
         if until_up:
             instance.wait_until_up()

@@ -165,6 +165,13 @@ class Wire:
             assert self._reader.readline() == b"\r\n"
         assert self._reader.readline() == b"\r\n"
 
+    def peek(self) -> bytes:
+        """What has come so far and was not heard yet; it stays there to be heard."""
+        try:
+            return self.socket.recv(65_536, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return b""
+
     def at_end(self) -> bool:
         """Whether the other side says no more; waits until it says something or closes."""
         return self._reader.read(1) == b""
