@@ -52,7 +52,7 @@ FAULTS = (
     ("anything", Fault("a-model-stops-while-it-works", "model",
      "return len(self.running) > self.abandoned", "return len(self.running) > self.abandoned + 1")),
     ("anything", Fault("nobody-is-ever-overdue", "scheduler",
-     "heappush(self._deadlines, (ticket.deadline, ticket.number, ticket))", "pass")),
+     "        self._note_deadline(ticket)\n", "")),
     ("anything", Fault("a-switch-costs-nothing", "switching",
      "WORTH = 4.0", "WORTH = 0.5")),
     ("siege", Fault("a-model-in-use-never-makes-way", "switching",

@@ -310,3 +310,12 @@ def test_a_wait_is_estimated_from_the_load_and_the_pace() -> None:
     assert herd.wait_s("a", 4, 3.0) == 5.0 + 2.0
     ready(herd, "a", 4.0)
     assert herd.wait_s("a", 4, 4.0) == 2.0
+
+
+def test_deadlines_of_those_who_do_not_wait_any_more_are_forgotten() -> None:
+    herd = scheduler(a=ONE_SLOT)
+    ready(herd, "a")
+    arrive(herd, "a", 0.0)
+    for number in range(1000):
+        herd.depart(arrive(herd, "a", float(number))[0], float(number))
+    assert len(herd._deadlines) < 100

@@ -13,7 +13,7 @@ cut off, and models don't take turns faster than is good for anybody.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from corral import errors
 from corral.formats.status import ModelState
@@ -21,6 +21,7 @@ from corral.policy.lifecycle import RESIDENT
 from corral.policy.scheduler.actions import Action, Grant, Outlook, Refuse
 from corral.policy.scheduler.model import ModelLimits, ModelView, QueueStats
 from corral.policy.scheduler.places import Admission, Places
+from corral.policy.scheduler.queue import STALE_MAX
 from corral.policy.scheduler.switching import Terms
 from corral.policy.scheduler.ticket import Ticket, Usage
 
@@ -51,6 +52,7 @@ class Scheduler:
         self._keys: dict[str, Key] = {}
         self._deadlines: list[tuple[float, int, Ticket]] = []
         self._arrivals = 0
+        self._waiting = 0
 
     # What others may know ----------------------------------------------------------------------
 
@@ -117,11 +119,18 @@ class Scheduler:
         view.queue.add(ticket, now, held=held)
         key.waiting += 1
         key.limited += ticket.wish.max_parallel is not None
-        heappush(self._deadlines, (ticket.deadline, ticket.number, ticket))
+        self._waiting += 1
+        self._note_deadline(ticket)
         if view.name in self._wanted:
             return []  # what it needs, others have asked for
         self._wanted[view.name] = view
         return self._make_loads(now) if view.state is ModelState.OFF else []
+
+    def _note_deadline(self, ticket: Ticket) -> None:
+        heappush(self._deadlines, (ticket.deadline, ticket.number, ticket))
+        if len(self._deadlines) > 2 * self._waiting + STALE_MAX:
+            self._deadlines = [each for each in self._deadlines if each[2].waits]
+            heapify(self._deadlines)
 
     def _refuse_surplus(self, view: ModelView, key: Key, ticket: Ticket, now: float) -> None:
         if len(view.queue) >= view.queue_max:
@@ -279,6 +288,7 @@ class Scheduler:
         self._forget_if_gone(ticket.key_id, key)
 
     def _left_queue(self, view: ModelView, key: Key, ticket: Ticket) -> None:
+        self._waiting -= 1
         key.waiting -= 1
         key.limited -= ticket.wish.max_parallel is not None
         if not view.queue:
