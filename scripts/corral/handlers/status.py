@@ -62,6 +62,7 @@ async def metrics(gate: Gate, call: Call) -> None:
         instruments.queue_depth.labels(name).set(gate.fleet.queue_depth(name))
         instruments.active_requests.labels(name).set(gate.fleet.running(name))
     gate.fleet.memory.publish()
+    gate.recorder.flush()
     instruments.open_connections.set(gate.open_connections())
     instruments.log_lines_dropped.follow(gate.dropped_log_lines())
     instruments.record_process(*process_facts.own_usage())
