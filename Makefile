@@ -63,6 +63,16 @@ figures: $(VENV)/.tests-installed ## Make the figures of docs/scheduling.md anew
 smoke: engine ## Start everything, chat once from outside, stop, and see that nothing is left
 	@tests/smoke.sh
 
+.PHONY: bench
+bench: $(VENV)/.installed ## Measure what Corral costs beside nginx (QUICK=1, RIVALS=1, PUBLISH=1)
+	@$(if $(RIVALS),PYTHONPATH=scripts $(PY) -m tests.bench.others)
+	@PYTHONPATH=scripts $(PY) -m tests.bench \
+		$(if $(QUICK),--quick) $(if $(RIVALS),--rivals) $(if $(PUBLISH),--publish)
+
+.PHONY: bench-gate
+bench-gate: $(VENV)/.installed ## Hold the budget: processor time of a request and of a chunk, against nginx
+	@PYTHONPATH=scripts $(PY) -m tests.bench.gate
+
 .PHONY: lint
 lint: $(VENV)/.tests-installed ## Check style and types
 	@$(VENV)/bin/ruff check

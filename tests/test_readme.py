@@ -14,7 +14,7 @@ from tests.support import ROOT, strangers_environment
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # A comment right above a block says what is to be seen when it runs, or why it can't run here.
-BLOCK = re.compile(r"(?:<!-- (?P<mark>.*?) -->\n)?```sh\n(?P<script>.*?)```", re.DOTALL)
+BLOCK = re.compile(r"(?:<!-- (?P<mark>(?:(?!-->).)*?) -->\n)?```sh\n(?P<script>.*?)```", re.DOTALL)
 RUNS = re.compile(r"runs, and prints: (.+)")
 DOES_NOT_RUN = re.compile(r"not run as it stands: .+")
 RUN_TIMEOUT_S = 60

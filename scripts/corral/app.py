@@ -23,6 +23,7 @@ import corral
 from corral import errors, settings, welcome
 from corral.catalogue import Catalogue
 from corral.drivers import clock, fit_params, host_memory, process_facts, status_file, tasks
+from corral.drivers.event_loop import new_event_loop
 from corral.drivers.gpu_probe import GpuProbe, GpuReading
 from corral.drivers.http_client import HttpClient
 from corral.drivers.http_server import HttpServer, ServerLimits
@@ -60,6 +61,7 @@ HEALTH_STOP_S = 2.0
 # How fast a model is thought to load until it has been seen to: a plain SSD's pace.
 READ_BYTES_PER_S = 1 << 30
 DRAIN_POLL_S = 0.02
+GC_THRESHOLDS = (10_000, 20, 20)
 
 
 class App:
@@ -340,6 +342,7 @@ class App:
             await self.fleet.stop()
         if hasattr(self, "server"):
             await self.server.close()
+            self.gate.recorder.flush()
         self._ended = True
         if hasattr(self, "learned"):
             self.learned.close()
@@ -374,9 +377,11 @@ async def serve(config: Settings) -> int:
         print(f"corral: {error}", file=sys.stderr)
         return 1
     print(welcome.screen(app.settings, app.catalogue, app.port, hardware(app.gpus)), flush=True)
-    # What is there now stays: the collector need never look at it again.
+    # What is there now stays: the collector need never look at it again. What comes and goes with requests
+    # goes by counting; by default the collector would look for circles in it with every hundredth request.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
     await app.until_stopped()
     return 0
 
@@ -389,4 +394,5 @@ def main(config_path: Path | None = None) -> int:
         print(f"corral: {error}", file=sys.stderr)
         return 1
     raise_descriptor_limit()
-    return asyncio.run(serve(config))
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(serve(config))

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from corral import errors
-from corral.drivers import http_client, tasks
+from corral.drivers import connections, http_client, tasks
 from corral.drivers.http_client import UNREAD_MAX_BYTES, Address, BackendGone, HttpClient
 from corral.drivers.http_server import Exchange
 from corral.drivers.patrol import Patrol
 from corral.drivers.tasks import Bell
 from corral.formats import http1
 from tests.drivers.serving import serving
+from tests.in_a_loop import turns
 
 GET = http1.request_head("GET", "/", [(b"host", b"x")])
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -33,6 +34,10 @@ class Basin:
 
     def write_chunks(self, chunks: http1.Chunks) -> None:
         self.parts.append(chunks.payload())
+
+    def pass_on(self, raw: bytes) -> None:
+        self.write_chunks(http1.Chunks(raw))
+        self.flush()
 
     def flush(self) -> None:
         self.flushes += 1
@@ -55,6 +60,7 @@ async def scripted(script: Script) -> AsyncIterator[tuple[HttpClient, Address]]:
         yield client, address
     finally:
         client.close(address)
+        await turns()  # whoever is connected by now is known by then
         server.close()
         for writer in writers:
             writer.transport.abort()
@@ -245,7 +251,7 @@ def test_an_answer_that_nobody_asked_for_costs_the_connection() -> None:
             while not connection.transport.is_closing():
                 await asyncio.sleep(0)
             with pytest.raises(BackendGone):
-                await connection.ask("GET", GET, 5)
+                await connection.ask("GET", GET, b"", 5, None)
 
     run(work())
 
@@ -405,9 +411,8 @@ def test_a_connection_whose_asker_left_meanwhile_is_closed(monkeypatch: pytest.M
             await ask(client, address)
 
         async with scripted(silent) as (client, address):
-            loop = asyncio.get_running_loop()
-            connect = loop.create_connection
-            monkeypatch.setattr(loop, "create_connection", connect_and_leave)
+            connect = connections.connect
+            monkeypatch.setattr(http_client, "connect", connect_and_leave)
             asking = tasks.Strand(ask_in_vain(), ends.append)
             asking.step()
             await tasks.as_task(asyncio.wait_for(opened.wait(), 5))

@@ -10,7 +10,7 @@ import pytest
 
 from corral.formats import http1
 from corral.formats.priority import Priority
-from corral.handlers.inference import BYTES_PER_EVENT, PROMPT_TOKENS_MAX
+from corral.handlers.wishes import BYTES_PER_EVENT, PROMPT_TOKENS_MAX
 from corral.policy.scheduler import Ticket
 from tests.drivers.serving import RawClient
 from tests.handlers.gatehouse import (

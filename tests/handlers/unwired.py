@@ -25,6 +25,9 @@ class NoWire:
     def send(self, data: bytes) -> None:
         self.sent += data
 
+    def send_together(self, *pieces: bytes) -> None:
+        self.sent += b"".join(pieces)
+
     def reset(self) -> None:
         pass
 

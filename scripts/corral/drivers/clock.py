@@ -54,6 +54,9 @@ def iso_second(second: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
+_day = PerSecond(lambda second: datetime.fromtimestamp(second, UTC).date())
+
+
 def today() -> date:
     """The day in UTC: keys expire by it."""
-    return datetime.fromtimestamp(wall(), UTC).date()
+    return _day.at(wall())

@@ -20,6 +20,7 @@ from typing import NamedTuple, Protocol
 
 from corral import errors
 from corral.drivers import clock, tasks
+from corral.drivers.connections import connect
 from corral.drivers.patrol import Patrol
 from corral.formats import http1
 
@@ -56,6 +57,9 @@ class Sink(Protocol):
 
     def write(self, payload: bytes) -> None: ...
     def write_chunks(self, chunks: http1.Chunks) -> None: ...
+    def pass_on(self, raw: bytes) -> None:
+        """Whole plain chunks, as they are on the wire, at once."""
+
     def flush(self) -> None: ...
 
 
@@ -90,6 +94,14 @@ class Answer:
         if self._connection is not None:
             await self._connection.pour(sink)
             self._done()
+
+    def whole(self) -> bytes | None:
+        """The body and its end, if they have come together with the head; then this answer is done."""
+        connection = self._connection
+        body = None if connection is None else connection.whole_body()
+        if body is not None:
+            self._done()
+        return body
 
     def pause(self) -> None:
         if self._connection is not None:
@@ -148,10 +160,15 @@ class ClientConnection(asyncio.Protocol):
         self._heard = True
         self._suspected = False
         self._deadline = clock.monotonic() + self._silence_s
-        self._reader.feed(data)
-        if self._sink is not None:
-            self._pour_on(self._sink)
+        sink = self._sink
+        if sink is not None:
+            if self._reader.passes(data):
+                sink.pass_on(data)
+            else:
+                self._reader.feed(data)
+                self._pour_on(sink)
         else:
+            self._reader.feed(data)
             if self._reader.buffered_bytes > UNREAD_MAX_BYTES:
                 self.pause()
             self._bell.ring()
@@ -184,7 +201,7 @@ class ClientConnection(asyncio.Protocol):
     # One request -------------------------------------------------------------------------------
 
     async def ask(
-        self, method: str, data: bytes, silence_s: float, on_silence: OnSilence | None = None
+        self, method: str, head: bytes, body: bytes, silence_s: float, on_silence: OnSilence | None
     ) -> Answer:
         """Send a request; return when the head of its answer is here."""
         self._heard = False
@@ -193,17 +210,27 @@ class ClientConnection(asyncio.Protocol):
         self._answering, self._poured = True, False
         self._silence_s, self._on_silence = silence_s, on_silence
         self._deadline = clock.monotonic() + silence_s
+        reader = self._reader
         try:
-            self._reader.expect(method)
-            self.transport.write(data)
-            head = await self.next_event()
+            reader.expect(method)
+            if body:
+                self.transport.writelines((head, body))
+            else:
+                self.transport.write(head)
+            while (answer := reader.next_event()) is None:
+                if self._error is not None:
+                    raise self._error
+                if self._paused:
+                    self.resume()
+                await self._bell
         except BaseException:
             self.abort()
             raise
-        assert isinstance(head, http1.ResponseHead)
-        self._keep_alive = head.keep_alive
-        self.resume()  # what came together with the head may have been too much to read on
-        return Answer(self, head)
+        assert type(answer) is http1.ResponseHead
+        self._keep_alive = answer.keep_alive
+        if self._paused:
+            self.resume()  # what came together with the head may have been too much to read on
+        return Answer(self, answer)
 
     async def next_event(self) -> http1.Event:
         while True:
@@ -214,6 +241,9 @@ class ClientConnection(asyncio.Protocol):
                 raise self._error
             self.resume()
             await self._bell
+
+    def whole_body(self) -> bytes | None:
+        return self._reader.whole_body()
 
     async def pour(self, sink: Sink) -> None:
         self._sink = sink
@@ -259,7 +289,8 @@ class ClientConnection(asyncio.Protocol):
         if not self._keep_alive or self.transport.is_closing() or self._reader.buffered_bytes:
             self.abort()
             return
-        self.resume()
+        if self._paused:
+            self.resume()
         self._deadline = clock.monotonic() + IDLE_MAX_S
         self._client.keep(self)
 
@@ -309,12 +340,13 @@ class HttpClient:
         self,
         address: Address,
         method: str,
-        data: bytes,
+        head: bytes,
+        body: bytes = b"",
         *,
         silence_s: float,
         on_silence: OnSilence | None = None,
     ) -> Answer:
-        """Send `data`, a whole request, and return its answer once the head is here.
+        """Send `head` and `body`, a whole request together, and return its answer once its head is here.
 
         Raises BackendGone if no connection can be had or it closes unanswered, UpstreamError for an
         answer that is not HTTP. After `silence_s` without a byte, and after as long again each time,
@@ -323,7 +355,7 @@ class HttpClient:
         was_sent = False
         if idle := self._idle.get(address):
             try:
-                return await idle.pop().ask(method, data, silence_s, on_silence)
+                return await idle.pop().ask(method, head, body, silence_s, on_silence)
             except BackendGone:
                 was_sent = True  # on a kept connection: it may have been closed long before
         try:
@@ -331,14 +363,13 @@ class HttpClient:
         except BackendGone as gone:
             gone.was_sent = was_sent
             raise
-        return await connection.ask(method, data, silence_s, on_silence)
+        return await connection.ask(method, head, body, silence_s, on_silence)
 
     async def _connect(self, address: Address) -> ClientConnection:
-        loop = asyncio.get_running_loop()
-        connect = loop.create_connection(lambda: ClientConnection(self, address), address.host, address.port)
+        connection = ClientConnection(self, address)
         try:
-            _transport, connection = await tasks.as_task(asyncio.wait_for(connect, CONNECT_TIMEOUT_S))
-        except (OSError, TimeoutError) as error:
+            await connect(address.host, address.port, lambda: connection, CONNECT_TIMEOUT_S)
+        except OSError as error:
             raise BackendGone(f"No connection to the backend at {address}: {error}.") from error
         return connection
 

@@ -41,7 +41,7 @@ class Bell:
         waiter = self.waiter
         if waiter is not None:
             self.waiter = None
-            waiter.step()
+            waiter._advance(None)
 
     def ring_soon(self) -> None:
         """Ring from a fresh stack, in the event loop's next turn."""

@@ -18,7 +18,7 @@ import logging
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
@@ -254,10 +254,10 @@ class Fleet:
 
     # Carrying out ------------------------------------------------------------------------------
 
-    def _carry_out(self, actions: Iterable[Action]) -> None:
+    def _carry_out(self, actions: Sequence[Action]) -> None:
         """Do as was decided, in the order of the decisions: what an action leads to comes after the rest."""
         self._actions.extend(actions)
-        if not self._is_acting:
+        if actions and not self._is_acting:
             self._is_acting = True
             try:
                 while self._actions:

@@ -14,13 +14,10 @@ from typing import NamedTuple
 # What is looked at from either end: a last event with `usage` and `timings` has some 800 bytes (measured).
 WINDOW_BYTES = 4096
 
-_NUMBER = re.compile(
-    rb'"(prompt_tokens|input_tokens|tokens_evaluated|prompt_n|completion_tokens|output_tokens|'
-    rb'tokens_predicted|predicted_n)"\s*:\s*(\d{1,12})(?![\d.eE])'
-)
 # The best name first: `prompt_n` leaves out what was in the engine's cache, and so do others of timings.
-_PROMPT = (b"prompt_tokens", b"input_tokens", b"tokens_evaluated", b"prompt_n")
-_GENERATED = (b"completion_tokens", b"output_tokens", b"tokens_predicted", b"predicted_n")
+_PROMPT = (b'"prompt_tokens"', b'"input_tokens"', b'"tokens_evaluated"', b'"prompt_n"')
+_GENERATED = (b'"completion_tokens"', b'"output_tokens"', b'"tokens_predicted"', b'"predicted_n"')
+_NUMBER = re.compile(rb"\s*:\s*(\d{1,12})(?![\d.eE])")
 
 
 class TokenCounts(NamedTuple):
@@ -32,10 +29,15 @@ class TokenCounts(NamedTuple):
 
 def read(first: bytes, last: bytes) -> TokenCounts:
     """The figures in an answer's first and last bytes. The last word counts."""
-    text = first[:WINDOW_BYTES] + b" " + last[-WINDOW_BYTES:]
-    found = {match[1]: int(match[2]) for match in _NUMBER.finditer(text)}
-    return TokenCounts(_best(found, _PROMPT), _best(found, _GENERATED))
+    begin, end = first[:WINDOW_BYTES], last[-WINDOW_BYTES:]
+    return TokenCounts(_best(_PROMPT, begin, end), _best(_GENERATED, begin, end))
 
 
-def _best(found: dict[bytes, int], names: tuple[bytes, ...]) -> int | None:
-    return next((found[name] for name in names if name in found), None)
+def _best(names: tuple[bytes, ...], begin: bytes, end: bytes) -> int | None:
+    # Each by itself: looking for a word takes a tenth of a microsecond, one expression for all of them 20.
+    for name in names:
+        for text in (end, begin):
+            at = text.rfind(name)
+            if at >= 0 and (number := _NUMBER.match(text, at + len(name))):
+                return int(number[1])
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import uuid
 from urllib.parse import parse_qs
@@ -15,10 +16,16 @@ from corral.formats.usage import TokenCounts
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
+# What makes an id has to be new, not hard to guess: chance is asked for once, and then it is counted on.
+_ID_OF_THIS_PROCESS = str(uuid.uuid4())[:23]
+_counted = itertools.count(uuid.uuid4().int >> 84)
+
+
 class Call:
     """What the handlers of one request share. Made by the routes, recorded when it is over."""
 
     __slots__ = (
+        "ended_at",
         "error",
         "exchange",
         "extra_headers",
@@ -51,6 +58,7 @@ class Call:
         # For the client with its body and for the engine with its answer.
         self.waited_on_others_s = 0.0
         self.first_byte_at: float | None = None
+        self.ended_at = 0.0
         # As the engine reported them.
         self.tokens = TokenCounts(None, None)
         self.error: errors.CorralError | None = None
@@ -66,4 +74,4 @@ def request_id(wished: str | None) -> str:
     """The client's own id if it is a sane one, else a new one."""
     if wished is not None and REQUEST_ID.fullmatch(wished):
         return wished
-    return str(uuid.uuid4())
+    return f"{_ID_OF_THIS_PROCESS}-{next(_counted):012x}"

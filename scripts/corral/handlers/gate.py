@@ -17,6 +17,7 @@ from corral.drivers.http_client import HttpClient
 from corral.fleet import Fleet
 from corral.formats.status import StatusDocument
 from corral.handlers.call import Call
+from corral.handlers.passage import Passage
 from corral.handlers.record import Recorder
 from corral.metrics import Metrics
 from corral.policy import authentication, rate_limit
@@ -26,6 +27,7 @@ from corral.settings import Settings
 
 # A name that is sent back in an error: as long as any name of a model would be, and no longer.
 NAME_CHARS_SHOWN = 200
+RECOGNISED_MAX = 1024
 
 
 @dataclass
@@ -44,6 +46,14 @@ class Gate:
     dropped_log_lines: Callable[[], int]
     limiter: RateLimiter = field(default_factory=RateLimiter)
     started_at: float = field(default_factory=clock.monotonic)
+    passage: Passage = field(init=False)
+    # Principals by the words of a request's head, and the ring by which they were found.
+    _recognised: dict[bytes, Principal] = field(default_factory=dict)
+    _recognised_by: KeyRing | None = None
+
+    def __post_init__(self) -> None:
+        origins = self.settings.server.cors_origins
+        self.passage = Passage(varies_by_origin=bool(origins) and "*" not in origins)
 
     def authenticate(self, call: Call, *, key_in_query: bool = False) -> Principal:
         """Who is asking. Raises InvalidApiKey.
@@ -51,17 +61,27 @@ class Gate:
         A browser's EventSource can't send headers, so a stream may be asked for with `?api_key=`. Nothing
         else may: a URL ends up in histories and in the logs of proxies.
         """
+        head = call.exchange.head
+        principal = self._recognised.get(head.words)
+        if principal is not None and self._recognised_by is self.keys:
+            call.key_id = principal.key_id
+            return principal
+        principal = self._identify(call, key_in_query)
+        call.key_id = principal.key_id
+        # The same words mean the same key, and the same ring knows the same principal, unless he expires.
+        if head.words and principal.expires is None and not key_in_query:
+            if self._recognised_by is not self.keys or len(self._recognised) >= RECOGNISED_MAX:
+                self._recognised, self._recognised_by = {}, self.keys
+            self._recognised[head.words] = principal
+        return principal
+
+    def _identify(self, call: Call, key_in_query: bool) -> Principal:
         access = self.settings.access
         head = call.exchange.head
         if not access.enabled:
-            principal = authentication.anonymous(access.requests_per_minute, admin=access.admin_without_auth)
-        else:
-            api_key = head.header(b"x-api-key") or (call.query("api_key") if key_in_query else None)
-            principal = authentication.authenticate(
-                self.keys, head.header(b"authorization"), api_key, clock.today()
-            )
-        call.key_id = principal.key_id
-        return principal
+            return authentication.anonymous(access.requests_per_minute, admin=access.admin_without_auth)
+        api_key = head.header(b"x-api-key") or (call.query("api_key") if key_in_query else None)
+        return authentication.authenticate(self.keys, head.header(b"authorization"), api_key, clock.today())
 
     def admit(self, call: Call, principal: Principal) -> None:
         """Count one request against the key's window. Raises RateLimitExceeded."""

@@ -7,25 +7,23 @@ costs little, nothing is held that is not given back, and the client always lear
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import math
 from functools import partial
-from urllib.parse import unquote
 
 from corral import errors
 from corral.catalogue import Model
 from corral.drivers import clock
-from corral.drivers.http_client import Address, Answer, BackendGone
+from corral.drivers.http_client import Answer, BackendGone
 from corral.fleet import Lease
-from corral.formats import http1, openai, sse, usage
+from corral.formats import http1, json_outline, openai, sse
 from corral.formats.openai import Intent
 from corral.formats.status import ModelState
 from corral.handlers.call import Call
 from corral.handlers.gate import Gate
-from corral.handlers.replies import JSON_TYPE, Headers
-from corral.policy import authentication
-from corral.policy.authentication import Principal
-from corral.policy.scheduler import NOTHING, Usage, Wish
+from corral.handlers.replies import JSON_TYPE
+from corral.handlers.wishes import charge, read_wish
+from corral.policy.scheduler import NOTHING, Wish
 
 log = logging.getLogger("corral.inference")
 
@@ -33,41 +31,12 @@ log = logging.getLogger("corral.inference")
 ERROR_BODY_MAX_BYTES = 256 * 1024
 # A request that was there at so many deaths of its model's process is not given to a third one.
 DEATHS_MAX = 2
-# What a client says to the gate and not to the engine: its key, and what we write ourselves.
-NOT_FORWARDED = frozenset(
-    {
-        b"authorization",
-        b"x-api-key",
-        b"host",
-        b"content-length",
-        b"expect",
-        b"x-request-id",
-        b"x-model-load",
-        b"x-request-priority",
-        b"x-request-timeout",
-        b"origin",
-    }
-)
-# What curl's -d calls every body. It is JSON, as we have seen ourselves, and as a form llama-server takes
-# no more than 1 MiB of it (measured: 413 without a word).
-CURLS_FORM = (b"content-type", b"application/x-www-form-urlencoded")
-# What the engine says to the gate: the gate has its own Date, Server and rules for browsers.
-NOT_RETURNED = frozenset({b"content-length", b"date", b"server"})
-RULES_FOR_BROWSERS = b"access-control-"
-LOADED_OR_LOADING = frozenset({ModelState.STARTING, ModelState.LOADING, ModelState.READY})
-# What a prompt will cost is guessed from the bytes of its body: four to a token, as English has it. A
-# picture has a million bytes and no million tokens.
-BYTES_PER_PROMPT_TOKEN = 4
-PROMPT_TOKENS_MAX = 32_768
-# An event with one token in it has about so many bytes (measured: 190 to 290 with a model's short name).
-BYTES_PER_EVENT = 256
 # Where a stream that waits may be sent comments: their readers skip them.
 STREAMS = frozenset(
     {"/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"}
     | {"/chat/completions", "/completions"}
 )
-# Without /v1 the engine speaks an older dialect of its own on these paths.
-UPSTREAM_PATHS = {path: "/v1" + path for path in ("/chat/completions", "/completions", "/embeddings")}
+LOADED_OR_LOADING = frozenset({ModelState.STARTING, ModelState.LOADING, ModelState.READY})
 
 
 class EngineLost(errors.UpstreamError):
@@ -85,10 +54,13 @@ async def infer(gate: Gate, call: Call) -> None:
     exchange = call.exchange
     principal = gate.authenticate(call)
     gate.admit(call, principal)
-    asked_at = clock.monotonic()
-    body = await exchange.body()
-    call.waited_on_others_s = clock.monotonic() - asked_at
-    intent = read_intent(call, body)
+    body = exchange.whole_body()
+    if body is None:
+        asked_at = clock.monotonic()
+        body = await exchange.body()
+        call.waited_on_others_s = clock.monotonic() - asked_at
+    small = len(body) < json_outline.LARGE_BYTES
+    intent = read_intent(call, body if small else await outline_of(call, body))
     model = gate.choose_model(intent.model, principal)
     call.model = model.name
     refuse_impossible(exchange.head.path, model)
@@ -120,7 +92,7 @@ async def serve(gate: Gate, call: Call, wish: Wish, asked_at: float, body: bytes
         call.reached_model = True
         sent_at = clock.monotonic()
         try:
-            await converse(gate, call, lease, upstream_request(call, lease.address, body))
+            await converse(gate, call, lease, body)
         except BackendGone as error:  # not a byte came, as when the process dies
             if not await lease.engine_died():
                 raise
@@ -134,75 +106,25 @@ async def serve(gate: Gate, call: Call, wish: Wish, asked_at: float, body: bytes
             call.waited_on_others_s += clock.monotonic() - sent_at
 
 
-async def converse(gate: Gate, call: Call, lease: Lease, request: bytes) -> None:
+async def converse(gate: Gate, call: Call, lease: Lease, body: bytes) -> None:
     """Ask the engine, and pass its answer on."""
+    head = call.exchange.head
     # Of a stream it notices at once that nobody reads it. Whatever else it has been asked it goes on with.
-    lease.engine_goes_on = not call.wants_stream and call.exchange.head.method == "POST"
+    lease.engine_goes_on = not call.wants_stream and head.method == "POST"
     answer = await gate.client.send(
         lease.address,
-        call.exchange.head.method,
-        request,
+        head.method,
+        gate.passage.request_head(head, lease.address, call.request_id, len(body)),
+        body,
         silence_s=gate.settings.herd.request_timeout_s,
         on_silence=lease.on_silence,
     )
     try:
-        await pass_on(call, answer)
+        await pass_on(gate, call, answer)
         lease.engine_goes_on = False
     finally:
         answer.close()
         lease.usage = charge(call, lease.ticket.wish, answer.head.status)
-
-
-def read_wish(call: Call, principal: Principal, intent: Intent, body_bytes: int) -> Wish:
-    """What the request asks of the queue."""
-    head = call.exchange.head
-    call.wants_stream = intent.stream
-    call.priority = authentication.priority_of(principal, head.header(b"x-request-priority"))
-    return Wish(
-        model=call.model,
-        request_id=call.request_id,
-        key_id=queue_key(call, principal),
-        priority=call.priority,
-        max_parallel=principal.max_parallel,
-        max_waiting=principal.max_waiting,
-        prompt_tokens=min(PROMPT_TOKENS_MAX, -(-body_bytes // BYTES_PER_PROMPT_TOKEN)),
-        max_tokens=intent.max_tokens,
-        timeout_s=read_timeout(head.header(b"x-request-timeout")),
-    )
-
-
-def queue_key(call: Call, principal: Principal) -> str:
-    """Whose share of a queue a request takes: its key's, or, where there are no keys, its address's."""
-    return call.exchange.client if principal.by_address else principal.key_id
-
-
-def read_timeout(text: str | None) -> float | None:
-    """`X-Request-Timeout`: how many seconds the client is willing to wait for the whole of it."""
-    if text is None:
-        return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise errors.InvalidRequest(
-            f"X-Request-Timeout must be a number of seconds above 0, not {text[:40]!r}."
-        )
-    return seconds
-
-
-def charge(call: Call, wish: Wish, status: int) -> Usage | None:
-    """What the request has cost, as far as it is known; None: as was estimated."""
-    exchange = call.exchange
-    if status >= 400:
-        return NOTHING
-    prompt, generated = call.tokens = usage.read(exchange.first_bytes, exchange.last_bytes)
-    if exchange.is_event_stream and not exchange.finished:
-        # Broken off before the engine could report. Each token came in an event of its own.
-        generated = max(generated or 0, exchange.bytes_sent // BYTES_PER_EVENT)
-    if prompt is None and generated is None:
-        return None
-    return Usage(wish.prompt_tokens if prompt is None else prompt, generated or 0)
 
 
 def say_queued(call: Call, position: int) -> None:
@@ -230,8 +152,8 @@ def refuse_impossible(path: str, model: Model) -> None:
 
 def refuse_to_load(gate: Gate, call: Call, model: Model) -> None:
     """`X-Model-Load: never`: who would rather go elsewhere than wait for a load is told so."""
-    wish = call.exchange.head.header(b"x-model-load")
-    if wish is None or wish.lower() != "never":
+    wish = call.exchange.head.fields.get(b"x-model-load")
+    if wish is None or wish.lower() != b"never":
         return
     state = gate.fleet.state(model.name)
     if state not in LOADED_OR_LOADING:
@@ -250,6 +172,20 @@ def read_intent(call: Call, body: bytes) -> Intent:
     return intent if intent.model is not None else intent._replace(model=call.query("model"))
 
 
+async def outline_of(call: Call, body: bytes) -> bytes:
+    """What has to be parsed of a large body, found while others have their turns too."""
+    if openai.is_form(call.exchange.head.header(b"content-type") or ""):
+        return body
+    steps = json_outline.outline(body)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            outline: bytes = done.value
+            return outline
+        await asyncio.sleep(0)
+
+
 def limit_time(gate: Gate, call: Call, wish: Wish) -> None:
     """No request takes longer than the settings allow, or than its client is willing to wait."""
     allowed_s, why = gate.settings.herd.request_max_s, "'request_max_sec' allows"
@@ -266,30 +202,7 @@ def too_long(call: Call, allowed_s: float, why: str) -> errors.CorralError:
     )
 
 
-def upstream_request(call: Call, address: Address, body: bytes) -> bytes:
-    """The request as the engine gets it: the client's own, less what was meant for the gate."""
-    head = call.exchange.head
-    headers = [
-        (b"host", str(address).encode()),
-        (b"x-request-id", call.request_id.encode()),
-        *(
-            JSON_TYPE if pair == CURLS_FORM else pair
-            for pair in http1.end_to_end(head.headers)
-            if pair[0] not in NOT_FORWARDED
-        ),
-    ]
-    if body or head.method == "POST":
-        headers.append((b"content-length", b"%d" % len(body)))
-    return http1.request_head(head.method, upstream_target(head), headers) + body
-
-
-def upstream_target(head: http1.RequestHead) -> str:
-    """The path as the engine knows it, without a key that a query may carry."""
-    kept = [pair for pair in head.query.split("&") if pair and unquote(pair.partition("=")[0]) != "api_key"]
-    return UPSTREAM_PATHS.get(head.path, head.path) + ("?" + "&".join(kept) if kept else "")
-
-
-async def pass_on(call: Call, answer: Answer) -> None:
+async def pass_on(gate: Gate, call: Call, answer: Answer) -> None:
     """The engine's answer, byte by byte as it comes; its errors in our envelope."""
     exchange, head = call.exchange, answer.head
     if head.status >= 400:
@@ -302,8 +215,14 @@ async def pass_on(call: Call, answer: Answer) -> None:
         return
     call.first_byte_at = clock.monotonic()
     is_event_stream = head.fields.get(b"content-type", b"").lower().startswith(sse.CONTENT_TYPE)
+    whole = None if is_event_stream or exchange.started else answer.whole()
+    if whole is not None:
+        note_wait(call)
+        lines = gate.passage.returned(head, is_event_stream=False)
+        exchange.respond(head.status, call.extra_headers, whole, lines)
+        return
     if not exchange.started:
-        start_like(call, head, is_event_stream)
+        start_like(gate, call, head, is_event_stream)
     elif not is_event_stream:
         raise errors.UpstreamError("The engine answered a request for a stream with something else.")
     exchange.feed_from(answer)
@@ -314,7 +233,7 @@ async def pass_on(call: Call, answer: Answer) -> None:
     exchange.finish()
 
 
-def start_like(call: Call, head: http1.ResponseHead, is_event_stream: bool) -> None:
+def start_like(gate: Gate, call: Call, head: http1.ResponseHead, is_event_stream: bool) -> None:
     """Begin our answer as the engine began its own."""
     note_wait(call)
     exchange, own, length = call.exchange, call.extra_headers, head.content_length
@@ -322,18 +241,9 @@ def start_like(call: Call, head: http1.ResponseHead, is_event_stream: bool) -> N
         exchange.is_event_stream = True
         own = [*own, *sse.UNBUFFERED]
         length = None  # it may have to end with an error event of ours, which no length allows for
-    exchange.start(head.status, [*returned(head, own), *own], length)
+    lines = gate.passage.returned(head, is_event_stream=is_event_stream)
+    exchange.start(head.status, own, length, lines)
 
 
 def note_wait(call: Call) -> None:
     call.extra_headers.append((b"x-queue-wait-ms", b"%d" % (call.queue_wait_s * 1000)))
-
-
-def returned(head: http1.ResponseHead, own: Headers) -> Headers:
-    """The engine's headers as far as they go on to the client: what the gate says itself, it says alone."""
-    dropped = NOT_RETURNED.union(name for name, _ in own)
-    return [
-        pair
-        for pair in http1.end_to_end(head.headers)
-        if pair[0] not in dropped and not pair[0].startswith(RULES_FOR_BROWSERS)
-    ]

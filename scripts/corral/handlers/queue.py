@@ -11,8 +11,8 @@ from corral.fleet import Waiter
 from corral.formats.key_file import Role
 from corral.handlers.call import Call
 from corral.handlers.gate import Gate
-from corral.handlers.inference import queue_key
 from corral.handlers.replies import send_json
+from corral.handlers.wishes import queue_key
 from corral.policy.scheduler import QueueStats, Ticket
 
 

@@ -1,16 +1,21 @@
 """What is kept of a request when it is over: a line in the access log, a few numbers in the metrics.
 
 Real status codes, refusals included. Nothing of a prompt, nothing of a key, no query string.
+
+Nobody waits for this, so it is done for all requests of one turn of the event loop together: the same
+few functions over and over cost about half of what they cost in between other things (measured).
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import NamedTuple
 
 from corral import errors
 from corral.drivers import clock
 from corral.drivers.log_files import LogFile
+from corral.formats.priority import Priority
 from corral.handlers.call import Call
 from corral.metrics import UNKNOWN, Metrics
 from corral.settings import LogFormat
@@ -19,6 +24,9 @@ from corral.settings import LogFormat
 # left in the middle has had its status, so the last column says it in both cases.
 CLIENT_GONE_STATUS = 499
 CLIENT_GONE = "client_gone"
+
+
+PRIORITIES = {priority: priority.name.lower() for priority in Priority}
 
 
 class Entry(NamedTuple):
@@ -43,58 +51,54 @@ class Recorder:
         self._line = json_line if form is LogFormat.JSON else text_line
         self._metrics = metrics
         self._seconds = clock.PerSecond(clock.iso_second)
+        self._over: list[Call] = []
 
     def finished(self, call: Call) -> None:
-        """A request is over, however it ended."""
-        exchange = call.exchange
-        duration_s = clock.monotonic() - exchange.received_at
-        status = exchange.status or (CLIENT_GONE_STATUS if call.gone else 500)
-        self._write(
-            Entry(
-                call.key_id,
-                exchange.head.method,
-                exchange.head.path,
-                status,
-                call.model,
-                duration_s,
-                call.queue_wait_s,
-                exchange.bytes_sent,
-                exchange.client,
-                call.request_id,
-                CLIENT_GONE if call.gone else None if call.error is None else call.error.code,
-            )
-        )
-        if call.is_inference:
-            self._count(call, status, duration_s)
+        """A request is over, however it ended. It is written down when whoever is ready now is served."""
+        call.ended_at = clock.monotonic()
+        if not self._over:
+            asyncio.get_running_loop().call_soon(self.flush)
+        self._over.append(call)
+
+    def flush(self) -> None:
+        """Write down what is over."""
+        over, self._over = self._over, []
+        if over:
+            when = self._now()
+            self._access_log.write(b"".join([self._line(when, entry(call)) for call in over]))
+            for call in over:
+                if call.is_inference:
+                    self._count(call)
 
     def refused(self, client: str, error: errors.CorralError) -> None:
         """Bytes that were no HTTP request, or a connection too many."""
-        self._write(Entry("-", "-", "-", error.status, client=client, error=error.code))
+        refusal = Entry("-", "-", "-", error.status, client=client, error=error.code)
+        self._access_log.write(self._line(self._now(), refusal))
         self._metrics.rejections.labels(error.code, "-").inc()
 
-    def _write(self, entry: Entry) -> None:
+    def _now(self) -> str:
         now = clock.wall()
-        when = f"{self._seconds.at(now)}.{int(now * 1000) % 1000:03d}Z"
-        self._access_log.write(self._line(when, entry))
+        return f"{self._seconds.at(now)}.{int(now * 1000) % 1000:03d}Z"
 
-    def _count(self, call: Call, status: int, duration_s: float) -> None:
+    def _count(self, call: Call) -> None:
         """The figures of a request for tokens. Probes and scrapes are no traffic and are not counted."""
         metrics = self._metrics
         model = call.model or UNKNOWN
-        metrics.requests.labels(model, outcome(call, status)).inc()
+        received_at = call.exchange.received_at
+        duration_s = call.ended_at - received_at
+        metrics.requests.labels(model, outcome(call)).inc()
         metrics.request_duration_seconds.labels(model).observe(duration_s)
         if call.model:  # not for strangers: whoever scans the internet must not keep a machine awake
             metrics.last_activity_timestamp_seconds.set(clock.wall())
-        if call.error is not None and not call.reached_model:
-            metrics.rejections.labels(call.error.code, call.key_id).inc()
         if call.reached_model:
-            metrics.queue_wait_seconds.labels(model, call.priority.name.lower()).observe(call.queue_wait_s)
+            metrics.queue_wait_seconds.labels(model, PRIORITIES[call.priority]).observe(call.queue_wait_s)
+        elif call.error is not None:
+            metrics.rejections.labels(call.error.code, call.key_id).inc()
         self._count_tokens(call, model)
         if call.first_byte_at is not None:
-            waited_s = call.first_byte_at - call.exchange.received_at
-            metrics.time_to_first_token_seconds.labels(model).observe(waited_s)
-            others_s = call.queue_wait_s + call.waited_on_others_s
-            metrics.overhead_seconds.observe(max(0.0, duration_s - others_s))
+            metrics.time_to_first_token_seconds.labels(model).observe(call.first_byte_at - received_at)
+            own_s = duration_s - call.queue_wait_s - call.waited_on_others_s
+            metrics.overhead_seconds.observe(own_s if own_s > 0.0 else 0.0)
 
     def _count_tokens(self, call: Call, model: str) -> None:
         prompt, generated = call.tokens
@@ -104,16 +108,38 @@ class Recorder:
             return
         self._metrics.tokens.labels(model, call.key_id, "completion").inc(generated)
         if call.exchange.is_event_stream and call.first_byte_at is not None and generated > 1:
-            seconds = clock.monotonic() - call.first_byte_at
+            seconds = call.ended_at - call.first_byte_at
             self._metrics.time_per_output_token_seconds.labels(model).observe(seconds / (generated - 1))
 
 
-def outcome(call: Call, status: int) -> str:
+def entry(call: Call) -> Entry:
+    exchange = call.exchange
+    head = exchange.head
+    return Entry(
+        call.key_id,
+        head.method,
+        head.path,
+        status_of(call),
+        call.model,
+        call.ended_at - exchange.received_at,
+        call.queue_wait_s,
+        exchange.bytes_sent,
+        exchange.client,
+        call.request_id,
+        CLIENT_GONE if call.gone else None if call.error is None else call.error.code,
+    )
+
+
+def status_of(call: Call) -> int:
+    return call.exchange.status or (CLIENT_GONE_STATUS if call.gone else 500)
+
+
+def outcome(call: Call) -> str:
     if call.gone:
         return "cancelled"
     if call.error is not None and not call.reached_model:
         return "rejected"
-    return "success" if status < 400 and call.error is None else "error"
+    return "success" if status_of(call) < 400 and call.error is None else "error"
 
 
 def text_line(when: str, entry: Entry) -> bytes:

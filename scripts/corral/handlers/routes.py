@@ -99,7 +99,11 @@ class Routes:
             cors = self._gate.settings.server.cors_origins
             if cors:
                 call.extra_headers += replies.cors_headers(exchange, cors)
-            await self._dispatch(call)
+            route = self._paths.get(exchange.head.path) or self._find(exchange.head.path)
+            if exchange.head.method in route.methods:
+                await route.handler(self._gate, call)
+            else:
+                without_the_method(call, route)
         except errors.CorralError as error:
             replies.send_error(call, error)
         except ClientGone:
@@ -112,14 +116,17 @@ class Routes:
         finally:
             self._gate.recorder.finished(call)
 
-    async def _dispatch(self, call: Call) -> None:
-        exchange = call.exchange
-        method, path = exchange.head.method, exchange.head.path
-        route = find(path, self._paths, self._gate.catalogue) if path != "*" else get(status.root)
-        if method == "OPTIONS":
-            replies.send_options(call, (*route.methods, "OPTIONS"))
-        elif method in route.methods:
-            await route.handler(self._gate, call)
-        else:
-            allow = ", ".join((*route.methods, "OPTIONS"))
-            raise errors.MethodNotAllowed(f"{path} takes {allow}, not {method}.", headers=(("allow", allow),))
+    def _find(self, path: str) -> Route:
+        return find(path, self._paths, self._gate.catalogue) if path != "*" else get(status.root)
+
+
+def without_the_method(call: Call, route: Route) -> None:
+    """The answer to OPTIONS, which every path takes, and to a method that this one does not."""
+    head = call.exchange.head
+    methods = (*route.methods, "OPTIONS")
+    if head.method == "OPTIONS":
+        replies.send_options(call, methods)
+        return
+    allow = ", ".join(methods)
+    message = f"{head.path} takes {allow}, not {head.method}."
+    raise errors.MethodNotAllowed(message, headers=(("allow", allow),))

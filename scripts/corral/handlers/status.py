@@ -65,6 +65,7 @@ async def metrics(gate: Gate, call: Call) -> None:
         instruments.queue_estimated_wait_seconds.labels(name).set(queue.next_wait_s)
         instruments.active_requests.labels(name).set(queue.running)
     gate.fleet.memory.publish()
+    gate.recorder.flush()
     instruments.open_connections.set(gate.open_connections())
     instruments.log_lines_dropped.follow(gate.dropped_log_lines())
     instruments.record_process(*process_facts.own_usage())

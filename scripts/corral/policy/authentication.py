@@ -129,6 +129,8 @@ def _credentials(authorization: str | None) -> str | None:
     """The key in `Bearer k` (RFC 9110, 11.1: the scheme's case is free) or in a bare `k`."""
     if authorization is None:
         return None
+    if authorization.startswith("Bearer "):  # as everybody writes it; outer white space is gone already
+        return authorization[7:].strip()
     value = authorization.strip()
     return value[7:].strip() if value[:7].lower() == "bearer " else value
 
@@ -143,7 +145,8 @@ def priority_of(principal: Principal, asked: str | None) -> Priority:
 
 def permits(principal: Principal, model_name: str) -> bool:
     """Whether the principal may use the model of this canonical name."""
-    return _matcher(principal.models).fullmatch(model_name) is not None
+    models = principal.models
+    return models is ALL_MODELS or _matcher(models).fullmatch(model_name) is not None
 
 
 # Keys share few sets of patterns, and the same ones come with every request.

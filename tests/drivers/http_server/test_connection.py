@@ -374,7 +374,7 @@ class TestTimes:
 
         async def main() -> None:
             async with serving(answer, limits) as (server, port):
-                (listener,) = server._listeners[0].sockets
+                listener = server._listeners[0].socket
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
                 with socket.socket() as client:
                     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

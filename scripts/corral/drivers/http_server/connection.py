@@ -118,11 +118,12 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._lingering:
             return
-        was_idle = self.reader.idle
-        self.reader.feed(data)
+        reader = self.reader
+        was_idle = reader.idle
+        reader.feed(data)
         if self._exchange is None:
             self._next_requests()
-            if was_idle and self._exchange is None and not self.reader.idle:
+            if self._exchange is None and was_idle and not reader.idle:
                 self._deadline = clock.monotonic() + self.server.limits.header_timeout_s
         elif self._awaits_body:
             self._body_bell.ring()
@@ -184,6 +185,10 @@ class Connection(asyncio.Protocol):
         if not self.transport.is_closing():
             self.transport.write(data)
 
+    def send_together(self, *pieces: bytes) -> None:
+        if not self.transport.is_closing():
+            self.transport.writelines(pieces)
+
     @property
     def body_max_bytes(self) -> int:
         return self.server.limits.body_max_bytes
@@ -208,7 +213,7 @@ class Connection(asyncio.Protocol):
                 head = self.reader.next_event()
                 if head is None:
                     break
-                if isinstance(head, http1.RequestHead):
+                if type(head) is http1.RequestHead:
                     self._begin(head)
         except errors.CorralError as error:
             self._refuse(error)
@@ -231,8 +236,8 @@ class Connection(asyncio.Protocol):
             return
         if exchange.body_done:
             self.reader.next_event()  # the END that follows a head without a body
-        strand = self._strand = Strand(self.server.handler(exchange), self._ended)
-        strand.step()
+        self._strand = Strand(self.server.handler(exchange), self._ended)
+        self._strand.step()
 
     def _overfull(self) -> errors.CorralError:
         error = errors.TooManyConnections(
@@ -247,7 +252,7 @@ class Connection(asyncio.Protocol):
         self._strand = None
         exchange = self._exchange
         assert exchange is not None
-        if not isinstance(error, ClientGone):
+        if (error is not None or not exchange.status) and not isinstance(error, ClientGone):
             self._answer_failure(exchange, error)
         if not exchange.finished:
             exchange.break_off()
@@ -273,8 +278,6 @@ class Connection(asyncio.Protocol):
             self._await_next()
 
     def _answer_failure(self, exchange: Exchange, error: BaseException | None) -> None:
-        if error is None and exchange.started:
-            return
         if not isinstance(error, errors.CorralError):
             log.error("%s %s failed", exchange.head.method, exchange.head.path, exc_info=error)
             error = errors.CorralError("Corral failed on this request. Its log says why.")
@@ -284,11 +287,14 @@ class Connection(asyncio.Protocol):
 
     def _await_next(self) -> None:
         self._exchange = None
-        self.reader.start_next()
+        reader = self.reader
+        reader.start_next()
         self._deadline = clock.monotonic() + self.server.limits.keepalive_timeout_s
-        if self.server.closing and self.reader.idle:
+        if self.server.closing and reader.idle:
             self._linger(wait=False)
         elif not self._dispatching:
+            if self._reading and reader.idle and not self._eof:
+                return  # the usual case: the next request is still to come
             self._next_requests()
 
     def _refuse(self, error: errors.CorralError) -> None:

@@ -38,6 +38,7 @@ class Wire(Protocol):
     def closing(self) -> bool: ...
     def date(self) -> bytes: ...
     def send(self, data: bytes) -> None: ...
+    def send_together(self, *pieces: bytes) -> None: ...
     def reset(self) -> None: ...
     async def more_body(self) -> None: ...
     async def writable(self) -> None: ...
@@ -48,20 +49,21 @@ class Exchange:
 
     __slots__ = (
         "_before_last",
-        "_body_done",
         "_chunked",
-        "_close",
         "_ends_with_connection",
-        "_finished",
         "_first",
         "_last",
+        "_last_is_framed",
         "_out",
         "_source",
         "_wire",
+        "body_done",
         "bytes_sent",
         "client",
+        "closes",
         "expires_at",
         "expiry_error",
+        "finished",
         "head",
         "is_event_stream",
         "received_at",
@@ -79,26 +81,37 @@ class Exchange:
         self._wire = wire
         self._out: list[bytes] = []
         self._chunked = False
-        self._close = not head.keep_alive
+        self.closes = not head.keep_alive
         self._ends_with_connection = False
-        self._finished = False
-        self._body_done = head.content_length in (None, 0) and not head.chunked
+        self.finished = False
+        self.body_done = head.content_length in (None, 0) and not head.chunked
         self._source: Source | None = None
         # Of the answer's body: who has written it may want to know how it began and ended.
-        self._first: bytes | http1.Chunks = b""
-        self._before_last: bytes | http1.Chunks = b""
-        self._last: bytes | http1.Chunks = b""
+        self._first = b""
+        self._before_last = b""
+        self._last = b""
+        self._last_is_framed = False
         self.is_event_stream = False
 
     # The request's body ------------------------------------------------------------------------
 
+    def whole_body(self) -> bytes | None:
+        """The whole body, if it is here already. Raises PayloadTooLarge."""
+        length = self.head.content_length
+        if length is not None and length > self._wire.body_max_bytes:
+            raise self._too_large(self._wire.body_max_bytes)
+        if self.body_done:
+            return b""
+        whole = self._wire.reader.whole_body()
+        self.body_done = whole is not None
+        return whole
+
     async def body(self) -> bytes:
         """The whole body. Raises PayloadTooLarge, RequestTimeout or what is wrong with its framing."""
+        whole = self.whole_body()
+        if whole is not None:
+            return whole
         limit = self._wire.body_max_bytes
-        if (self.head.content_length or 0) > limit:
-            raise self._too_large(limit)
-        if self._body_done:
-            return b""
         parts: list[bytes] = []
         size = 0
         wire = self._wire
@@ -109,7 +122,7 @@ class Exchange:
             if event is None:
                 await wire.more_body()
             elif event is http1.END:
-                self._body_done = True
+                self.body_done = True
                 return parts[0] if len(parts) == 1 else b"".join(parts)
             elif isinstance(event, http1.Data):
                 size += len(event.payload)
@@ -129,18 +142,22 @@ class Exchange:
         """Whether the status is out, so that no other answer can be given any more."""
         return self.status != 0
 
-    def respond(self, status: int, headers: Headers, body: bytes = b"") -> None:
-        """A complete answer in one write."""
+    def respond(self, status: int, headers: Headers, body: bytes = b"", lines: bytes = b"") -> None:
+        """A complete answer in one write. `lines` are more headers, as http1.header_lines gives them."""
         if status >= 200 and status not in (204, 304):
             headers = [*headers, (b"content-length", b"%d" % len(body))]
-        self._send_head(status, headers)
+        head = self._head(status, headers, lines)
+        self.finished = True
         if body and self.head.method != "HEAD":
-            self._out.append(body)
+            self._first = self._last = body
             self.bytes_sent += len(body)
-        self._finished = True
-        self.flush()
+            self._wire.send_together(head, body)
+        else:
+            self._wire.send(head)
 
-    def start(self, status: int, headers: Headers, content_length: int | None = None) -> None:
+    def start(
+        self, status: int, headers: Headers, content_length: int | None = None, lines: bytes = b""
+    ) -> None:
         """Begin an answer whose body follows through `write`. It leaves with the next flush."""
         if status in (204, 304):
             pass  # never a body, so nothing that would frame one (RFC 9110, 8.6)
@@ -151,20 +168,20 @@ class Exchange:
             headers = [*headers, (b"transfer-encoding", b"chunked")]
         else:
             # HTTP/1.0 knows an end only by the connection's (RFC 9112, 6.3)
-            self._close = self._ends_with_connection = True
-        self._send_head(status, headers)
+            self.closes = self._ends_with_connection = True
+        self._out.append(self._head(status, headers, lines))
 
-    def _send_head(self, status: int, headers: Headers) -> None:
-        if self.started:
+    def _head(self, status: int, headers: Headers, lines: bytes) -> bytes:
+        if self.status:
             raise RuntimeError("an answer was started twice")
         self.status = status
         own = [(b"date", self._wire.date())]
-        if self._close or self._wire.closing or self._leaves_body():
-            self._close = True
+        if self.closes or self._wire.closing or (not self.body_done and self._leaves_body()):
+            self.closes = True
             own.append((b"connection", b"close"))
         elif self.head.version < (1, 1):
             own.append((b"connection", b"keep-alive"))
-        self._out.append(http1.response_head(status, [*own, *headers]))
+        return http1.response_head(status, [*own, *headers], lines=lines)
 
     def _leaves_body(self) -> bool:
         """Whether a part of the request's body is still to come, that nobody is going to read.
@@ -173,29 +190,39 @@ class Exchange:
         it may never be sent (RFC 9110, 10.1.1).
         """
         length = self.head.content_length
-        return not self._body_done and (length is None or self._wire.reader.buffered_bytes < length)
+        return length is None or self._wire.reader.buffered_bytes < length
 
     def write(self, payload: bytes, *, aside: bool = False) -> None:
         """A piece of the body, framed as this answer needs it. `aside`: it is no part of what is answered."""
         if payload and self.head.method != "HEAD":
             if not aside:
-                self._note(payload)
+                self._note(payload, is_framed=False)
             self.bytes_sent += len(payload)
             self._out.append(http1.chunk(payload) if self._chunked else payload)
 
     def write_chunks(self, chunks: http1.Chunks) -> None:
         """Whole chunks from upstream: passed on as they are where the framing is the same."""
         if self._chunked and self.head.method != "HEAD":
-            self._note(chunks)
+            self._note(chunks.raw, is_framed=True)
             self.bytes_sent += len(chunks.raw)
             self._out.append(chunks.raw)
         else:
             self.write(chunks.payload())
 
-    def _note(self, piece: bytes | http1.Chunks) -> None:
+    def pass_on(self, raw: bytes) -> None:
+        """Whole plain chunks as they came, and at once: what nearly every token of a stream is."""
+        if self._chunked and not self._out and self.head.method != "HEAD":
+            self._note(raw, is_framed=True)
+            self.bytes_sent += len(raw)
+            self._wire.send(raw)
+        else:
+            self.write_chunks(http1.Chunks(raw))
+            self.flush()
+
+    def _note(self, piece: bytes, *, is_framed: bool) -> None:
         if not self._first:
             self._first = piece
-        self._before_last, self._last = self._last, piece
+        self._before_last, self._last, self._last_is_framed = self._last, piece, is_framed
 
     def flush(self) -> None:
         out = self._out
@@ -207,18 +234,18 @@ class Exchange:
         """End the body: its terminator, and whatever was not flushed, leave in one write."""
         if self._chunked and self.head.method != "HEAD":
             self._out.append(http1.LAST_CHUNK)
-        self._finished = True
+        self.finished = True
         self.flush()
 
     def close_after(self) -> None:
         """Make this answer the connection's last one."""
-        self._close = True
+        self.closes = True
 
     def break_off(self) -> None:
         """Send what is there and close without the terminator: the client must see that it is not whole."""
         self.flush()
-        self._close = True
-        self._finished = True
+        self.closes = True
+        self.finished = True
         if self._ends_with_connection:
             self._wire.reset()  # an orderly close would be the terminator
 
@@ -230,18 +257,18 @@ class Exchange:
     @property
     def at_event_boundary(self) -> bool:
         """Whether what was sent of an event stream ends with a whole event."""
-        last = _payload(self._last)
+        last = http1.Chunks(self._last).payload() if self._last_is_framed else self._last
         return not last or last.endswith((b"\n\n", b"\r\n\r\n"))
 
     @property
     def first_bytes(self) -> bytes:
-        """How the body began."""
-        return _payload(self._first)
+        """How the body began, framed or not."""
+        return self._first
 
     @property
     def last_bytes(self) -> bytes:
-        """How it ended: its last two pieces, which in a stream are events."""
-        return _payload(self._before_last) + _payload(self._last)
+        """How it ended: its last two pieces, which in a stream are events, framed or not."""
+        return self._before_last + self._last
 
     # Times and flow ----------------------------------------------------------------------------
 
@@ -261,19 +288,3 @@ class Exchange:
                 self._source.pause()
             else:
                 self._source.resume()
-
-    @property
-    def finished(self) -> bool:
-        return self._finished
-
-    @property
-    def closes(self) -> bool:
-        return self._close
-
-    @property
-    def body_done(self) -> bool:
-        return self._body_done
-
-
-def _payload(piece: bytes | http1.Chunks) -> bytes:
-    return piece.payload() if isinstance(piece, http1.Chunks) else piece

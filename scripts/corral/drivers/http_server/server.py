@@ -8,8 +8,8 @@ from socket import socket
 
 from corral import errors
 from corral.drivers import clock
+from corral.drivers.connections import Listener
 from corral.drivers.http_server.connection import Connection, ErrorPage, Handler, ServerLimits
-from corral.drivers.listening import BACKLOG
 from corral.drivers.patrol import Patrol
 
 
@@ -32,14 +32,10 @@ class HttpServer:
         self.closing = False
         self._patrol = patrol
         self._connections: set[Connection] = set()
-        self._listeners: list[asyncio.Server] = []
+        self._listeners: list[Listener] = []
 
     async def listen(self, sockets: list[socket]) -> None:
-        loop = asyncio.get_running_loop()
-        for each in sockets:
-            # asyncio calls listen() once more, and its own default would make the queue shorter again.
-            listener = await loop.create_server(lambda: Connection(self), sock=each, backlog=BACKLOG)
-            self._listeners.append(listener)
+        self._listeners += [Listener(each, lambda: Connection(self)) for each in sockets]
 
     @property
     def connections(self) -> int:

@@ -38,6 +38,7 @@ The files, in the order of reading:
     target     where a request is meant to go
     framing    what the fields say about the body and the connection
     head       a head's bytes become a value
+    known_heads    heads that were read before
     chunked    the chunked coding, as far as it needs no memory
     reader     what both readers share: the buffer, the way through the states, the body
     request_reader, response_reader     what is particular to each role
@@ -61,7 +62,15 @@ from corral.formats.http1.events import (
 from corral.formats.http1.request_reader import RequestReader
 from corral.formats.http1.response_reader import ResponseReader
 from corral.formats.http1.states import IllegalMove, State
-from corral.formats.http1.writer import CONTINUE, LAST_CHUNK, chunk, end_to_end, request_head, response_head
+from corral.formats.http1.writer import (
+    CONTINUE,
+    LAST_CHUNK,
+    chunk,
+    end_to_end,
+    header_lines,
+    request_head,
+    response_head,
+)
 
 __all__ = [
     "CONTINUE",
@@ -82,6 +91,7 @@ __all__ = [
     "Version",
     "chunk",
     "end_to_end",
+    "header_lines",
     "request_head",
     "response_head",
 ]

@@ -40,6 +40,7 @@ class RequestHead(NamedTuple):
     chunked: bool
     keep_alive: bool
     expects_continue: bool
+    words: bytes = b""  # the same for all heads that differ in nothing but the length; empty if not known
 
     def header(self, name: bytes) -> str | None:
         """The value of the field called `name` (lower case), as text."""
@@ -62,6 +63,7 @@ class ResponseHead(NamedTuple):
     content_length: int | None
     chunked: bool
     keep_alive: bool
+    words: bytes = b""  # the same for all heads that differ in nothing but the length; empty if not known
 
     def header(self, name: bytes) -> str | None:
         """The value of the field called `name` (lower case), as text."""

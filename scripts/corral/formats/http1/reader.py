@@ -33,6 +33,10 @@ from corral.formats.http1.states import State, Step, move
 
 _BETWEEN_MESSAGES = frozenset({State.IDLE, State.DONE, State.CLOSED})
 
+_LENGTH_BODY = State.LENGTH_BODY
+_COMPLETE = move(State.LENGTH_BODY, Step.BODY_ENDS)
+_BODY_TOLD = move(_COMPLETE, Step.TELL)
+
 # What a reader does in a state: give an event, or None when it moved on or lacks bytes.
 Handlers = dict[State, Callable[[Any], Event | None]]
 
@@ -88,7 +92,7 @@ class MessageReader(ABC):
         if not buffer:
             if self._error is None:
                 self._buffer = data
-        elif isinstance(buffer, bytearray):
+        elif type(buffer) is bytearray:
             buffer += data
         else:
             grown = bytearray(memoryview(buffer)[self._at :])
@@ -116,6 +120,21 @@ class MessageReader(ABC):
             self._consume(len(self._buffer))
             self._error = self._worded(error)
             raise self._error from None
+
+    def whole_body(self) -> bytes | None:
+        """The rest of this message, if it is a body with a length and has come: what its events would give.
+
+        None, and nothing is read, where the events must be asked.
+        """
+        at = self._at
+        end = at + self._remaining
+        buffer = self._buffer
+        if self._state is not _LENGTH_BODY or type(buffer) is not bytes or len(buffer) < end:
+            return None
+        self._remaining = 0
+        self._consume(end)
+        self._state = _BODY_TOLD
+        return buffer[at:end]
 
     def _end_of_input(self) -> bool:
         """What the end of input means in this state; whether it leads to another."""
@@ -153,7 +172,7 @@ class MessageReader(ABC):
     def _solid(self) -> bytes:
         """The buffer as bytes: for what is known to be all there, since this may copy it once."""
         buffer = self._buffer
-        if isinstance(buffer, bytearray):
+        if type(buffer) is not bytes:
             buffer = bytes(memoryview(buffer)[self._at :])
             self._rebase(buffer)
         return buffer
@@ -175,7 +194,8 @@ class MessageReader(ABC):
         found = buffer.find(b"\r\n\r\n", self._searched)
         if found >= 0:
             size = found + 2 - self._at
-            self._solid()
+            if type(buffer) is not bytes:
+                self._solid()
             return self._at + size
         limits = self._limits
         if (

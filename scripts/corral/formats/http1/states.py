@@ -15,8 +15,8 @@ COMPLETE means that every byte of the message was read; DONE, that the caller wa
 DONE and IDLE stands the caller's own decision (`start_next`, `expect`): a pipelined request waits in
 the buffer until the one before it has been answered (RFC 9112 9.3.2).
 
-States and steps are IntEnums because an Enum's hash is a Python function and an int's is not; the
-table is asked five times for every request.
+States and steps are IntEnums because an Enum's hash is a Python function and an int's is not. Where a
+reader knows the state that it is in, it has asked the table once, when it was loaded.
 """
 
 from __future__ import annotations

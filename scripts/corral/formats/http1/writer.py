@@ -40,27 +40,37 @@ def request_head(method: str, target: str, headers: Iterable[tuple[bytes, bytes]
     """A request line, the headers and the empty line. ValueError if anything would break a line."""
     if not method or not target or " " in method or " " in target:
         raise ValueError(f"a method and a target without spaces are needed, not {method!r} and {target!r}")
-    return _head(f"{method} {target} HTTP/1.1".encode("ascii"), headers)
+    return _lines([f"{method} {target} HTTP/1.1".encode("ascii"), *map(b": ".join, headers)]) + b"\r\n"
 
 
-def response_head(status: int, headers: Iterable[tuple[bytes, bytes]], *, version: Version = (1, 1)) -> bytes:
-    """A status line, the headers and the empty line. ValueError if anything would break a line."""
+def response_head(
+    status: int, headers: Iterable[tuple[bytes, bytes]], *, version: Version = (1, 1), lines: bytes = b""
+) -> bytes:
+    """A status line, the headers and the empty line. ValueError if anything would break a line.
+
+    `lines` are more headers, as `header_lines` gives them.
+    """
     known = _STATUSES.get(status)
     if known is None:
         if not 100 <= status <= 599:
             raise ValueError(f"{status} is no HTTP status")
         known = b"%d " % status  # the phrase may be empty, the space before it may not (RFC 9112 4)
-    return _head(_VERSIONS[version] + known, headers)
+    return _lines([_VERSIONS[version] + known, *map(b": ".join, headers)]) + lines + b"\r\n"
 
 
-def _head(first_line: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    lines = [first_line, *map(b": ".join, headers)]
-    head = b"\r\n".join([*lines, b"", b""])
+def header_lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Headers as they stand in a head, each with its line end. ValueError if anything would break a line."""
+    return _lines([b": ".join(pair) for pair in headers])
+
+
+def _lines(lines: list[bytes]) -> bytes:
+    line_ends = len(lines)
+    lines.append(b"")
+    text = b"\r\n".join(lines)
     # Counting is cheaper than looking into each value: a CR or LF too many came from one of them.
-    line_ends = len(lines) + 1
-    if head.count(b"\r") != line_ends or head.count(b"\n") != line_ends or b"\0" in head:
+    if text.count(b"\r") != line_ends or text.count(b"\n") != line_ends or b"\0" in text:
         raise ValueError("a header, method or target holds CR, LF or NUL")
-    return head
+    return text
 
 
 def chunk(payload: bytes) -> bytes:

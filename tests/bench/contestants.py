@@ -1,0 +1,218 @@
+"""Who is measured: started as its users start it, on a core of its own, ready to answer.
+
+Everybody gets the same request from the same load generator, key and all, and has a stand-in
+llama-server of its own behind it. nginx is a plain keep-alive proxy without a log: the least that a proxy
+can do. Corral is what it is by default, started by scripts/gateway.py, with a key that has a limit (one
+that is never reached), queue, metrics and access log; it starts its llama-server itself. Only the number
+of slots is not the default one: with one slot, a thousand streams would take turns.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from corral.formats import demo_models
+from tests.bench import kernel
+from tests.bench.programs import Programs, launcher, listens, stand_in
+from tests.support import KEY, Corral, ask, free_port
+
+MODEL = "bench"
+UP_TIMEOUT_S = 60.0
+SLOTS = 1100
+# As many as a key may have at most, so that the window is kept and never full.
+KEYS_FILE = f"bench:{KEY}:rpm=1000000\n"
+NGINX_CONF = """
+daemon off;
+worker_processes 1;
+pid {directory}/nginx.pid;
+error_log {directory}/error.log;
+events {{ worker_connections 8192; }}
+http {{
+    access_log off;
+    client_body_temp_path {directory}/body;
+    proxy_temp_path {directory}/proxy;
+    fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi;
+    scgi_temp_path {directory}/scgi;
+    client_max_body_size 16m;
+    keepalive_requests 100000000;
+    upstream backend {{
+        server 127.0.0.1:{backend};
+        keepalive 1024;
+        keepalive_requests 100000000;
+    }}
+    server {{
+        listen 127.0.0.1:{port} backlog=4096;
+        location / {{
+            proxy_pass http://backend;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_buffering off;
+        }}
+    }}
+}}
+"""
+
+
+class Ring(NamedTuple):
+    """Where it takes place."""
+
+    programs: Programs
+    core: int  # the proxy's
+    load_core: int
+    directory: Path
+
+
+class Target(NamedTuple):
+    """A contestant whose process has been started: where it listens, or is going to."""
+
+    port: int
+    pid: int | None  # None: there is no proxy
+    spawned_at: float
+    engine: Path | None = None  # its own child, and none of it
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that it consists of."""
+        if self.pid is None:
+            return []
+        return [pid for pid in kernel.family(self.pid) if not self._is_engine(pid)]
+
+    def _is_engine(self, pid: int) -> bool:
+        return self.engine is not None and kernel.command_of(pid).startswith(str(self.engine))
+
+
+Start = Callable[[Ring], AbstractContextManager[Target]]
+
+
+class Contestant(NamedTuple):
+    name: str
+    start: Start
+
+
+def request(document: dict[str, object]) -> bytes:
+    """A chat completion as a client sends it."""
+    body = json.dumps(document).encode()
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nUser-Agent: bench/1.0\r\n"
+        f"Accept: application/json\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+def chat(**more: object) -> dict[str, object]:
+    question = "What is it that a gate has to do so that whoever passes through it does not notice it?"
+    messages = [
+        {"role": "system", "content": "You are a helpful assistant. Answer briefly."},
+        {"role": "user", "content": question},
+    ]
+    return {"model": MODEL, "messages": messages, "temperature": 0.7, "max_tokens": 256, **more}
+
+
+def stream_request(chunks_per_s: float) -> bytes:
+    return request(chat(stream=True, n_predict=10**9, interval_us=round(1e6 / chunks_per_s)))
+
+
+# Contestants --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def nobody(ring: Ring) -> Iterator[Target]:
+    """No proxy at all: what the load generator and the stand-in take for themselves."""
+    with stand_in(ring.programs, ring.load_core) as port:
+        yield Target(port, None, time.monotonic())
+
+
+@contextmanager
+def program(ring: Ring, port: int, command: list[str | Path], **environment: str) -> Iterator[Target]:
+    """A proxy that is one command, with all the processes that it starts."""
+    output = ring.directory / f"{Path(command[0]).name}-{port}.log"
+    with output.open("wb") as log, kernel.on_core(ring.core):
+        spawned_at = time.monotonic()
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env={**os.environ, **environment}
+        )
+    try:
+        yield Target(port, process.pid, spawned_at)
+    except BaseException:
+        print(output.read_text(errors="replace")[-2000:], file=sys.stderr)
+        raise
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextmanager
+def nginx(ring: Ring) -> Iterator[Target]:
+    with stand_in(ring.programs, ring.load_core) as backend:
+        port = free_port()
+        directory = ring.directory / f"nginx-{port}"
+        directory.mkdir()
+        config = directory / "nginx.conf"
+        config.write_text(NGINX_CONF.format(directory=directory, backend=backend, port=port))
+        binary = nginx_binary()
+        if binary is None:
+            raise SystemExit("the benchmark needs nginx, the yardstick: apt-get install nginx-light")
+        # The prefix is told so that nothing of the machine's own nginx is touched.
+        with program(ring, port, [binary, "-p", directory, "-c", config]) as target:
+            yield target
+
+
+def nginx_binary() -> str | None:
+    return shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin:/usr/local/sbin")
+
+
+@contextmanager
+def corral(ring: Ring) -> Iterator[Target]:
+    directory = Path(tempfile.mkdtemp(dir=ring.directory, prefix="corral-"))
+    models = directory / "data" / "models"
+    models.mkdir(parents=True)
+    (models / f"{MODEL}.gguf").write_bytes(demo_models.demo())
+    config = {"models": {MODEL: {"model_path": f"{MODEL}.gguf", "flags": ["--parallel", str(SLOTS)]}}}
+    engine = launcher(ring.programs, ring.load_core, directory)
+    with kernel.on_core(ring.core):
+        spawned_at = time.monotonic()
+        instance = Corral(directory, engine, config=config, keys=KEYS_FILE)
+    try:
+        port = int(instance.url.rpartition(":")[2])
+        yield Target(port, instance.pid, spawned_at, ring.programs.stand_in)
+    finally:
+        instance.finish()
+
+
+NOBODY = Contestant("no proxy", nobody)
+NGINX = Contestant("nginx", nginx)
+CORRAL = Contestant("Corral", corral)
+
+
+# Ready to be measured -----------------------------------------------------------------------------
+
+
+def await_listening(target: Target) -> float:
+    """Wait until it takes connections; the seconds since its process was started."""
+    deadline = time.monotonic() + UP_TIMEOUT_S
+    while not listens(target.port):
+        if time.monotonic() > deadline:
+            raise SystemExit(f"a contestant does not listen after {UP_TIMEOUT_S:g} s")
+        time.sleep(0.0005)
+    return time.monotonic() - target.spawned_at
+
+
+def first_answer(target: Target) -> float:
+    """One answer from behind it, for which Corral loads its model; the seconds since it was started."""
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    answer = ask(f"http://127.0.0.1:{target.port}/v1/chat/completions", chat(), headers=headers)
+    if answer.status != 200:
+        raise SystemExit(f"a contestant answers {answer.status}: {answer.body.decode(errors='replace')}")
+    return time.monotonic() - target.spawned_at
