@@ -64,10 +64,12 @@ BYTES_PER_EVENT = 256
 # Where a stream that waits may be sent comments: their readers skip them.
 STREAMS = frozenset(
     {"/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"}
-    | {"/chat/completions", "/completions"}
+    | {"/chat/completions", "/completions", "/invocations"}
 )
-# Without /v1 the engine speaks an older dialect of its own on these paths.
+# Without /v1 the engine speaks an older dialect of its own on these paths. /invocations is the one path on
+# which SageMaker lets requests in: there it is a chat.
 UPSTREAM_PATHS = {path: "/v1" + path for path in ("/chat/completions", "/completions", "/embeddings")}
+UPSTREAM_PATHS["/invocations"] = "/v1/chat/completions"
 
 
 class EngineLost(errors.UpstreamError):

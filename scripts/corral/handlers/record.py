@@ -43,6 +43,8 @@ class Recorder:
         self._line = json_line if form is LogFormat.JSON else text_line
         self._metrics = metrics
         self._seconds = clock.PerSecond(clock.iso_second)
+        # When the last request for a model came or ended, for who measures idleness.
+        self.last_activity_at = clock.monotonic()
 
     def finished(self, call: Call) -> None:
         """A request is over, however it ended."""
@@ -85,6 +87,7 @@ class Recorder:
         metrics.request_duration_seconds.labels(model).observe(duration_s)
         if call.model:  # not for strangers: whoever scans the internet must not keep a machine awake
             metrics.last_activity_timestamp_seconds.set(clock.wall())
+            self.last_activity_at = clock.monotonic()
         if call.error is not None and not call.reached_model:
             metrics.rejections.labels(call.error.code, call.key_id).inc()
         if call.reached_model:

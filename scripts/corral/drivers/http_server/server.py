@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from socket import socket
 
@@ -34,11 +35,20 @@ class HttpServer:
         self._connections: set[Connection] = set()
         self._listeners: list[asyncio.Server] = []
 
-    async def listen(self, sockets: list[socket]) -> None:
+    async def listen(self, sockets: list[socket], tls: ssl.SSLContext | None = None) -> None:
+        """Take connections from these sockets; with `tls` they speak HTTPS."""
         loop = asyncio.get_running_loop()
         for each in sockets:
-            # asyncio calls listen() once more, and its own default would make the queue shorter again.
-            listener = await loop.create_server(lambda: Connection(self), sock=each, backlog=BACKLOG)
+            listener = await loop.create_server(
+                lambda: Connection(self),
+                sock=each,
+                # asyncio calls listen() once more, and its own default would make the queue shorter again.
+                backlog=BACKLOG,
+                ssl=tls,
+                # A handshake comes before a request's head, and a goodbye after the last byte of an answer.
+                ssl_handshake_timeout=self.limits.header_timeout_s if tls else None,
+                ssl_shutdown_timeout=self.limits.write_timeout_s if tls else None,
+            )
             self._listeners.append(listener)
 
     @property
