@@ -9,7 +9,9 @@ ARG ENGINE=ghcr.io/ggml-org/llama.cpp:server-cuda
 
 # The one package, in an environment of its own. pip stays behind in this stage.
 FROM ${ENGINE} AS packages
-USER root
+# Nobody runs this stage.
+# hadolint ignore=DL3002
+USER 0
 WORKDIR /build
 # Which version is the distribution's choice: pinned here, it would vanish from its archive in a month.
 # hadolint ignore=DL3008
@@ -23,7 +25,7 @@ FROM ${ENGINE}
 LABEL org.opencontainers.image.title="corral" \
       org.opencontainers.image.description="One OpenAI-compatible gate in front of a herd of llama-server processes" \
       org.opencontainers.image.licenses="MIT"
-USER root
+USER 0
 WORKDIR /app
 # The user is in group 0, and the data belong to that group: so the image also works where a platform runs
 # it as root, or as a user that it has made up (which is then in group 0, as on OpenShift).

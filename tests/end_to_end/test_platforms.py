@@ -134,7 +134,14 @@ def test_runpods_own_key_is_none_of_ours(start_image: Start) -> None:
 
 def test_cloud_run(start_image: Start) -> None:
     port = str(free_port())
-    endless = {"models": {"demo": {"model_path": "demo.gguf", "flags": ["--stand-in", '{"token_s": 0.05}']}}}
+    endless = {
+        "models": {
+            "demo": {
+                "model_path": "demo.gguf",
+                "flags": ["--stand-in", '{"tokens": 100000, "token_delay_s": 0.05}'],
+            }
+        }
+    }
     own = {"GATEWAY_PORT": "", "PORT": port, "DRAIN_TIMEOUT_S": "2"}
     corral = start_image(environment=own, config=endless)
     assert corral.url.endswith(port)
