@@ -99,6 +99,10 @@ smoke: engine ## Start everything, chat once from outside, stop, and see that no
 cold-start: $(VENV)/.installed ## Measure a start: to the health port, to listening, to the first token
 	@PYTHONPATH=scripts:. $(PY) -m tests.cold_start $(ARGS)
 
+.PHONY: image
+image: engine $(VENV)/.tests-installed ## Build and run the image as a plain folder (root and debootstrap)
+	@PYTHONPATH=scripts:. $(PY) -m tests.image $(ARGS)
+
 .PHONY: lint
 lint: $(VENV)/.tests-installed ## Check style and types, of scripts and the Dockerfile too
 	@$(VENV)/bin/ruff check
