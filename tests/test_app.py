@@ -437,6 +437,17 @@ async def test_a_gateway_that_nobody_needs_ends_by_itself_if_it_is_told_to(site:
 
 
 @in_a_loop
+async def test_a_load_that_takes_its_time_is_no_idleness(site: Site) -> None:
+    slow = {"demo": {"model_path": "demo.gguf", "flags": ["--stand-in", '{"load_s": 1}']}}
+    async with site.run({"models": slow}, API_KEY="sk-admin-0123456789", IDLE_EXIT_S="0.3") as app:
+        loaded = await site.ask("/v1/models/load", {"model": "demo"}, key="sk-admin-0123456789")
+        assert loaded.status == 200
+        await app.until_stopped()
+    text = log_text(site)
+    assert text.index("demo is READY") < text.index("(IDLE_EXIT_S)")
+
+
+@in_a_loop
 async def test_the_one_model_must_be_there(site: Site) -> None:
     missing = site.root / "gone.gguf"
     app = App(site.load(MODEL_PATH=str(missing)))

@@ -311,9 +311,10 @@ class App:
         self._stop_wanted.set()
 
     def _stop_if_idle(self, idle: IdleExit) -> None:
-        queue = self.fleet.queue
+        queue, states = self.fleet.queue, self.fleet.statuses().values()
         in_hand = queue.active or any(map(queue.depth, self.catalogue.models))
-        busy = bool(in_hand) or not self.fleet.preload_settled
+        loading = any(each.state in (ModelState.STARTING, ModelState.LOADING) for each in states)
+        busy = bool(in_hand) or loading or not self.fleet.preload_settled
         if idle.due(clock.monotonic(), last_activity=self.gate.recorder.last_activity_at, busy=busy):
             log.info("no model was asked for within %g s (IDLE_EXIT_S)", self.settings.server.idle_exit_s)
             self._stop_wanted.set()
