@@ -13,7 +13,8 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,6 +31,16 @@ SLOW_LOAD_S = 1.5
 SLOW = {
     "system": {"preload_models": ["demo"]},
     "models": {"demo": {"model_path": "demo.gguf", "flags": ["--stand-in", f'{{"load_s": {SLOW_LOAD_S}}}']}},
+}
+# A second model whose answers never end.
+ENDLESS = {
+    "models": {
+        "demo": {"model_path": "demo.gguf"},
+        "endless": {
+            "model_path": "demo.gguf",
+            "flags": ["--stand-in", '{"tokens": 100000, "token_delay_s": 0.05}'],
+        },
+    }
 }
 READY_LINE = " READY after "
 
@@ -134,18 +145,10 @@ def test_runpods_own_key_is_none_of_ours(start_image: Start) -> None:
 
 def test_cloud_run(start_image: Start) -> None:
     port = str(free_port())
-    endless = {
-        "models": {
-            "demo": {
-                "model_path": "demo.gguf",
-                "flags": ["--stand-in", '{"tokens": 100000, "token_delay_s": 0.05}'],
-            }
-        }
-    }
     own = {"GATEWAY_PORT": "", "PORT": port, "DRAIN_TIMEOUT_S": "2"}
-    corral = start_image(environment=own, config=endless)
+    corral = start_image(environment=own, config=ENDLESS)
     assert corral.url.endswith(port)
-    with open_chat(corral, stream=True, max_tokens=100_000) as stream:
+    with open_chat(corral, model="endless", stream=True) as stream:
         assert stream.status == 200
         stream.readline()
         began = time.monotonic()
@@ -310,42 +313,62 @@ def probed(corral: Corral) -> bool:
 # TLS without a proxy -----------------------------------------------------------------------------
 
 
-@pytest.fixture
-def secure(tmp_path: Path, start_image: Start) -> tuple[Corral, ssl.SSLContext]:
-    """An instance that speaks HTTPS, and a client that trusts its certificate and no other."""
-    cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-    ]
-    command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    command += ["-days", "2", "-keyout", str(key), "-out", str(cert)]
-    subprocess.run(command, check=True, capture_output=True)
-    corral = start_image(environment={"TLS_CERT_FILE": str(cert), "TLS_KEY_FILE": str(key)}, until_up=False)
-    wait_until(lambda: ping(corral.health_url) == 200, "the health port, which stays plain, says 200")
-    return corral, ssl.create_default_context(cafile=str(cert))
+class Secure:
+    """An instance that speaks HTTPS, and a client that trusts its certificate of the moment and no other."""
+
+    def __init__(self, folder: Path, start: Start) -> None:
+        self.cert, self.key = folder / "tls.crt", folder / "tls.key"
+        self.renew()
+        files = {"TLS_CERT_FILE": str(self.cert), "TLS_KEY_FILE": str(self.key)}
+        self.corral = start(environment=files, config=ENDLESS, until_up=False)
+        wait_until(
+            lambda: ping(self.corral.health_url) == 200, "the health port, which stays plain, says 200"
+        )
+
+    def renew(self) -> None:
+        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+        command += ["-nodes", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+        command += ["-days", "2", "-keyout", str(self.key), "-out", str(self.cert)]
+        subprocess.run(command, check=True, capture_output=True)
+
+    @contextmanager
+    def open(self, document: object) -> Iterator[http.client.HTTPResponse]:
+        """Read an answer as it comes. Leaving early closes the connection."""
+        trust = ssl.create_default_context(cafile=str(self.cert))
+        port = urlsplit(self.corral.url).port
+        connection = http.client.HTTPSConnection("localhost", port, context=trust, timeout=20)
+        try:
+            connection.request("POST", CHAT, json.dumps(document), {"Authorization": f"Bearer {KEY}"})
+            with connection.getresponse() as answer:
+                yield answer
+        finally:
+            connection.close()
+
+    def ask(self, document: object) -> Answer:
+        with self.open(document) as answer:
+            return Answer(answer.status, answer.headers, answer.read())
+
+    def is_trusted(self) -> bool:
+        try:
+            return self.ask(chat()).status == 200
+        except ssl.SSLCertVerificationError:
+            return False
 
 
-def ask_securely(corral: Corral, trust: ssl.SSLContext, document: object) -> Answer:
-    connection = http.client.HTTPSConnection(
-        "localhost", urlsplit(corral.url).port, context=trust, timeout=20
-    )
-    connection.request("POST", CHAT, json.dumps(document), {"Authorization": f"Bearer {KEY}"})
-    with connection.getresponse() as answer:
-        found = Answer(answer.status, answer.headers, answer.read())
-    connection.close()
-    return found
-
-
-def test_https_with_a_certificate(secure: tuple[Corral, ssl.SSLContext]) -> None:
-    corral, trust = secure
-    assert content(ask_securely(corral, trust, chat()))
-    assert events(ask_securely(corral, trust, chat(stream=True)).body)[-1] == "[DONE]"
+def test_https_with_a_certificate_that_is_renewed(tmp_path: Path, start_image: Start) -> None:
+    secure = Secure(tmp_path, start_image)
+    corral = secure.corral
+    assert content(secure.ask(chat()))
+    assert events(secure.ask(chat(stream=True)).body)[-1] == "[DONE]"
     assert f"https://0.0.0.0:{urlsplit(corral.url).port}" in corral.log_text
     assert ping(corral.url) is None, "the port speaks HTTPS only"
+    secure.renew()
+    wait_until(secure.is_trusted, "the new certificate is in force")
+
+
+def test_a_client_that_leaves_an_encrypted_stream_is_noticed(tmp_path: Path, start_image: Start) -> None:
+    secure = Secure(tmp_path, start_image)
+    with secure.open(chat("endless", stream=True)) as stream:
+        assert stream.readline().startswith(b"data: ")
+    access_log = secure.corral.data / "logs" / "api_access.log"
+    wait_until(lambda: access_log.exists() and "client_gone" in access_log.read_text(), "it is noticed")
