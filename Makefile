@@ -45,6 +45,38 @@ key: $(VENV)/.installed ## Make an API key: make key NAME=alice OPTIONS=rpm=60,p
 list-keys: $(VENV)/.installed ## Show what every key may do, and no key
 	@$(PY) scripts/keys.py list
 
+# To run it in containers -------------------------------------------------------------------------
+
+# GPU=1 gives the gateway the GPUs of this machine.
+COMPOSE := docker compose -f docker-compose.yml -f docker-compose.monitoring.yml \
+	$(if $(filter 1,$(GPU)),-f deploy/docker-compose.gpu.yml)
+
+.PHONY: up
+up: ## Start all of it in containers, Prometheus and Grafana too (GPU=1: with the GPUs)
+	@$(COMPOSE) up --detach --build
+	@$(COMPOSE) exec -T gateway python3 scripts/keys.py ensure
+
+.PHONY: down
+down: ## Stop the containers and remove them; volumes stay
+	@$(COMPOSE) down
+
+.PHONY: restart
+restart: ## Restart the gateway's container, and no other
+	@$(COMPOSE) restart gateway
+
+.PHONY: logs
+logs: ## Follow the logs of the containers, or without Docker those in data/logs
+	@if command -v docker >/dev/null; then exec $(COMPOSE) logs --follow; fi; \
+	exec tail -F data/logs/api_access.log data/logs/*/latest.txt
+
+.PHONY: nuke
+nuke: ## Remove the containers and their volumes: keys, logs, figures (asks first, unless FORCE=1)
+	@if [ "$(FORCE)" != 1 ]; then \
+		read -rp "Delete the containers and all that is in their volumes? [y/N] " answer || answer=; \
+		[ "$$answer" = y ] || { echo "nothing is deleted"; exit 1; }; \
+	fi; \
+	$(COMPOSE) down --volumes --remove-orphans
+
 # To work on it -----------------------------------------------------------------------------------
 
 .PHONY: test
@@ -73,11 +105,21 @@ bench: $(VENV)/.installed ## Measure what Corral costs beside nginx (QUICK=1, RI
 bench-gate: $(VENV)/.installed ## Hold the budget: processor time of a request and of a chunk, against nginx
 	@PYTHONPATH=scripts $(PY) -m tests.bench.gate
 
+.PHONY: cold-start
+cold-start: $(VENV)/.installed ## Measure a start: to the health port, to listening, to the first token
+	@PYTHONPATH=scripts:. $(PY) -m tests.cold_start $(ARGS)
+
+.PHONY: image
+image: engine $(VENV)/.tests-installed ## Build and run the image as a plain folder (root and debootstrap)
+	@PYTHONPATH=scripts:. $(PY) -m tests.image $(ARGS)
+
 .PHONY: lint
-lint: $(VENV)/.tests-installed ## Check style and types
+lint: $(VENV)/.tests-installed ## Check style and types, of scripts and the Dockerfile too
 	@$(VENV)/bin/ruff check
 	@$(VENV)/bin/ruff format --check
 	@$(VENV)/bin/mypy
+	@$(VENV)/bin/shellcheck entrypoint.sh scripts/*.sh tests/*.sh .ci/run
+	@$(VENV)/bin/hadolint Dockerfile
 
 .PHONY: format
 format: $(VENV)/.tests-installed ## Let the formatter have its way

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 from corral import settings
 from corral.formats import demo_models
 from tests import support
-from tests.support import KEYS_FILE, Corral, running_corral
+from tests.support import Corral, running_corral
 
 StartCorral = Callable[..., Corral]
 
@@ -45,20 +45,14 @@ def start_corral(tmp_path: Path, llama_server: Path, demo_files: Path) -> Iterat
     """Starts instances with settings of the test's own choice; each is up when the call returns.
 
     start_corral(engine=…, environment={"KEEPALIVE_TIMEOUT": "1"}, config={"models": {…}}, until_up=False)
+    and whatever else a Corral of support.py takes.
     """
     running: list[Corral] = []
 
-    def start(
-        *,
-        engine: Path = llama_server,
-        environment: Mapping[str, str] | None = None,
-        config: Mapping[str, Any] | None = None,
-        keys: str = KEYS_FILE,
-        until_up: bool = True,
-    ) -> Corral:
+    def start(*, engine: Path = llama_server, until_up: bool = True, **options: Any) -> Corral:
         directory = tmp_path / f"corral-{len(running)}"
         shutil.copytree(demo_files, directory / "data" / "models")
-        instance = Corral(directory, engine, environment=environment, config=config, keys=keys)
+        instance = Corral(directory, engine, **options)
         running.append(instance)
         if until_up:
             instance.wait_until_up()

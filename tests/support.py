@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -136,9 +136,12 @@ class Corral:
         config: Mapping[str, Any] | None = None,
         keys: str = KEYS_FILE,
         program: Path = GATEWAY,
+        arguments: Sequence[str] = (),
     ) -> None:
+        """`program` is run by this Python, or by itself if it is no Python."""
         self.directory = directory
-        self._program = program
+        python = [sys.executable] if program.suffix == ".py" else []
+        self._command = [*python, str(program), *arguments]
         self.data = directory / "data"
         self.key = KEY
         self._output = directory / "gateway.log"
@@ -155,7 +158,8 @@ class Corral:
             "PORT_HEALTH": str(free_port()),
             **(environment or {}),
         }
-        self.url = f"http://127.0.0.1:{self._environment['GATEWAY_PORT']}"
+        port = self._environment["GATEWAY_PORT"] or self._environment["PORT"]
+        self.url = f"http://127.0.0.1:{port}"
         self.health_url = f"http://127.0.0.1:{self._environment['PORT_HEALTH']}"
         keys_file = self.data / "api_keys.txt"
         keys_file.touch(mode=0o600)
@@ -168,7 +172,7 @@ class Corral:
     def _start(self) -> subprocess.Popen[bytes]:
         with self._output.open("wb") as output:
             return subprocess.Popen(
-                [sys.executable, str(self._program)],
+                self._command,
                 cwd=self.directory,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,

@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 
 from corral import app as app_module
-from corral import settings
+from corral import health_process, settings
 from corral.app import App
 from corral.drivers.gpu_probe import GpuProbe, GpuReading
 from corral.drivers.key_file_store import KeyFileStore
 from corral.drivers.model_store import catalogue
-from corral.drivers.process import spawn
+from corral.errors import SettingsError
 from corral.formats.status import Phase
 from corral.settings import Settings
 from tests import root_logger
@@ -106,8 +106,9 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path, demo_files: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    for name in ("STATUS_EVERY_S", "KEYS_EVERY_S", "HEALTH_RESTART_S"):
+    for name in ("STATUS_EVERY_S", "KEYS_EVERY_S", "CERTIFICATE_EVERY_S", "IDLE_EVERY_S"):
         monkeypatch.setattr(app_module, name, 0.01)
+    monkeypatch.setattr(health_process, "RESTART_S", 0.01)
     with root_logger.put_back():
         yield Site(tmp_path, demo_files)
 
@@ -308,38 +309,6 @@ async def test_a_status_file_that_cannot_be_written_is_logged_and_stops_nothing(
 
 
 @in_a_loop
-async def test_a_health_process_that_is_killed_is_started_again(site: Site) -> None:
-    async with site.run():
-        await eventually(lambda: not refused(site.health_port), "the health port listens")
-        first = site.health_pid()
-        assert first is not None
-        os.kill(first, signal.SIGKILL)
-        await eventually(lambda: site.health_pid() not in (None, first), "there is another")
-        await eventually(lambda: not refused(site.health_port), "the health port listens again")
-        assert (await site.ask("/ping", port=site.health_port)).status == 200
-        await eventually(lambda: "health server ended (-9) and is started again" in log_text(site), "a line")
-    assert site.health_pid() is None
-
-
-@in_a_loop
-async def test_a_health_process_that_cannot_be_started_just_now_is_tried_again(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    failures = iter([OSError("no more processes")])
-
-    def spawn_later(*arguments: Any, **options: Any) -> Any:
-        for failure in failures:
-            raise failure
-        return spawn(*arguments, **options)
-
-    monkeypatch.setattr(app_module, "spawn", spawn_later)
-    async with site.run():
-        await eventually(lambda: not refused(site.health_port), "the health port listens")
-        await eventually(lambda: "cannot be started (no more processes)" in log_text(site), "it is logged")
-    assert site.health_pid() is None
-
-
-@in_a_loop
 async def test_what_is_done_now_and_then_goes_on_after_a_failure(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -453,3 +422,46 @@ async def test_the_wait_for_what_runs_has_an_end(site: Site) -> None:
         assert (await read_head(running)).status == 200
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.wait_for(app.until_stopped(), 10.0)
+
+
+# Ends of its own ----------------------------------------------------------------------------------
+
+
+@in_a_loop
+async def test_a_gateway_that_nobody_needs_ends_by_itself_if_it_is_told_to(site: Site) -> None:
+    app = App(site.load(IDLE_EXIT_S="0.3"))
+    await app.start()
+    await app.until_stopped()
+    app.reaper.stop()
+    assert "no model was asked for within 0.3 s (IDLE_EXIT_S)" in log_text(site)
+
+
+@in_a_loop
+async def test_a_load_that_takes_its_time_is_no_idleness(site: Site) -> None:
+    slow = {"demo": {"model_path": "demo.gguf", "flags": ["--stand-in", '{"load_s": 1}']}}
+    async with site.run({"models": slow}, API_KEY="sk-admin-0123456789", IDLE_EXIT_S="0.3") as app:
+        loaded = await site.ask("/v1/models/load", {"model": "demo"}, key="sk-admin-0123456789")
+        assert loaded.status == 200
+        await app.until_stopped()
+    text = log_text(site)
+    assert text.index("demo is READY") < text.index("(IDLE_EXIT_S)")
+
+
+@in_a_loop
+async def test_the_one_model_must_be_there(site: Site) -> None:
+    missing = site.root / "gone.gguf"
+    app = App(site.load(MODEL_PATH=str(missing)))
+    with pytest.raises(SettingsError, match=f"^FATAL: Model file not found: {missing}$"):
+        await app.start()
+    await app.close()
+    app.reaper.stop()
+
+
+@in_a_loop
+async def test_the_log_says_ready_once_when_it_is(site: Site) -> None:
+    async with site.run({"system": {"preload_models": ["demo"]}}):
+        await eventually(lambda: " READY after " in log_text(site), "it says so")
+        assert (await site.ask("/ping")).status == 200
+        written = site.status()["written_at"]
+        await eventually(lambda: site.status()["written_at"] > written + 0.05, "the status is written again")
+    assert log_text(site).count(" READY after ") == 1

@@ -33,31 +33,32 @@ from corral.drivers.listening import listen_sockets
 from corral.drivers.log_files import LogFiles
 from corral.drivers.model_store import catalogue
 from corral.drivers.patrol import Patrol
-from corral.drivers.process import Child, spawn
 from corral.drivers.reaper import Reaper
+from corral.drivers.tls import Certificate
 from corral.fleet import Fleet, FleetMemory, LlamaEngines, SecondOpinions
 from corral.formats import http1
 from corral.formats.size import amount
-from corral.formats.status import ModelState, Phase, StatusDocument, to_json
+from corral.formats.status import ModelState, Phase, StatusDocument, ping_code, to_json
 from corral.handlers import replies
 from corral.handlers.gate import Gate
 from corral.handlers.record import Recorder
 from corral.handlers.routes import Routes
+from corral.health_process import HealthProcess
 from corral.logs import log_to
 from corral.metrics import Metrics
 from corral.policy import launch
 from corral.policy.authentication import KeyRing
+from corral.policy.idle_exit import IdleExit
 from corral.policy.scheduler import ModelLimits, Terms
 from corral.settings import Settings
 
 log = logging.getLogger("corral")
 
-HEALTH_SERVER = Path(__file__).resolve().parent.parent / "health_server.py"
 # The health process takes a file older than 15 s for a dead gateway's.
 STATUS_EVERY_S = 2.0
 KEYS_EVERY_S = 1.0
-HEALTH_RESTART_S = 1.0
-HEALTH_STOP_S = 2.0
+CERTIFICATE_EVERY_S = 1.0
+IDLE_EVERY_S = 1.0
 # How fast a model is thought to load until it has been seen to: a plain SSD's pace.
 READ_BYTES_PER_S = 1 << 30
 DRAIN_POLL_S = 0.02
@@ -68,6 +69,7 @@ class App:
     """All the parts, and the two things that happen to them: `start` and `stop`."""
 
     def __init__(self, config: Settings) -> None:
+        self._began_at = clock.monotonic()
         self.settings = config
         self.phase = Phase.STARTING
         self.logs = LogFiles(config.logs.directory, config.instance_id)
@@ -89,7 +91,9 @@ class App:
         self._status_path = str(config.paths.runtime / status_file.FILE_NAME)
         self._status_due = False
         self._pid_started = process_facts.start_ticks(os.getpid())
-        self._health: Child | None = None
+        self._health = HealthProcess(config, self._status_path, self.reaper)
+        self._certificate: Certificate | None = None
+        self._ready_told = False
         self._stop_wanted = asyncio.Event()
         self._hurry = False
         self._ended = False
@@ -105,7 +109,8 @@ class App:
         self.reaper.start(loop)
         self._write_status()
         if self.settings.server.health_port != self.settings.server.port or not self.settings.server.port:
-            self._spawn_health()
+            self._health.start()
+        self._see_what_must_be_there()
         # The kernel takes connections from here on, and whoever asks meanwhile simply waits.
         sockets = listen_sockets(self.settings.server.host, self.settings.server.port)
         self.port = sockets[0].getsockname()[1]
@@ -116,7 +121,7 @@ class App:
         self.fleet = self._build_fleet()
         self.gate = self._build_gate()
         self.server = self._build_server()
-        await self.server.listen(sockets)
+        await self.server.listen(sockets, self._certificate.context if self._certificate else None)
         self.phase = Phase.SERVING
         self.fleet.preload(self._preloads())
         self._write_status()
@@ -124,6 +129,19 @@ class App:
         tasks.spawn(self.opinions.run(), "the second opinions")
         self._every(STATUS_EVERY_S, self._write_status, "the status file")
         self._every(KEYS_EVERY_S, partial(self._load_keys, self.key_store.load), "the keys")
+        if self._certificate is not None:
+            self._every(CERTIFICATE_EVERY_S, self._certificate.reload_if_changed, "the certificate")
+        if (after_s := self.settings.server.idle_exit_s) is not None:
+            idle = IdleExit(after_s, clock.monotonic())
+            self._every(IDLE_EVERY_S, partial(self._stop_if_idle, idle), "the end of idleness")
+
+    def _see_what_must_be_there(self) -> None:
+        """Raises SettingsError: a container started for a model that is not there should end, and say so."""
+        own, single = self.settings.server, self.settings.single_model
+        if single is not None and not single.model.path.is_file():
+            raise errors.SettingsError(f"FATAL: Model file not found: {single.model.path}")
+        if own.tls_cert_file is not None:
+            self._certificate = Certificate(own.tls_cert_file, own.tls_key_file)
 
     def _look_around(self) -> None:
         """See what there is: cards, models, what was learnt of them.
@@ -273,40 +291,15 @@ class App:
 
     def _write_status(self) -> None:
         self._status_due = False
+        document = self.status()
+        if not self._ready_told and ping_code(document) == 200:
+            # Some platforms wait for this word in the log, so it stays as it is.
+            self._ready_told = True
+            log.info("READY after %.2f s", clock.monotonic() - self._began_at)
         try:
-            status_file.write(self._status_path, to_json(self.status()))
+            status_file.write(self._status_path, to_json(document))
         except OSError as error:
             log.error("the status file %s cannot be written: %s", self._status_path, error)
-
-    def _spawn_health(self) -> None:
-        server = self.settings.server
-        argv = [sys.executable, "-I", str(HEALTH_SERVER), "--port", str(server.health_port)]
-        argv += ["--host", server.host or "", "--status-file", self._status_path]
-        argv += ["--path", server.health_check_path, "--gateway-pid", str(os.getpid())]
-        environment = settings.children_environment(self.settings)
-        try:
-            self._health = spawn(argv, env=environment, reaper=self.reaper, on_output=self._health_said)
-        except OSError as error:
-            log.error("the health server cannot be started (%s) and is tried again", error)
-            self._restart_health_soon()
-        else:
-            self._health.exited.add_done_callback(self._health_ended)
-
-    def _health_said(self, data: bytes) -> None:
-        for line in data.decode("utf-8", "replace").splitlines():
-            log.info("%s", line)
-
-    def _health_ended(self, exited: asyncio.Future[int]) -> None:
-        if not self._ended:
-            log.error("the health server ended (%s) and is started again", exited.result())
-            self._restart_health_soon()
-
-    def _restart_health_soon(self) -> None:
-        asyncio.get_running_loop().call_later(HEALTH_RESTART_S, self._restart_health)
-
-    def _restart_health(self) -> None:
-        if not self._ended:
-            self._spawn_health()
 
     def _every(self, seconds: float, act: Callable[[], None], name: str) -> None:
         tasks.spawn(tasks.every(seconds, act, name, until=lambda: self._ended), name)
@@ -318,6 +311,15 @@ class App:
             log.warning("a second signal: not waiting any longer")
             self._hurry = True
         self._stop_wanted.set()
+
+    def _stop_if_idle(self, idle: IdleExit) -> None:
+        queue, states = self.fleet.queue, self.fleet.statuses().values()
+        in_hand = queue.active or any(map(queue.depth, self.catalogue.models))
+        loading = any(each.state in (ModelState.STARTING, ModelState.LOADING) for each in states)
+        busy = bool(in_hand) or loading or not self.fleet.preload_settled
+        if idle.due(clock.monotonic(), last_activity=self.gate.recorder.last_activity_at, busy=busy):
+            log.info("no model was asked for within %g s (IDLE_EXIT_S)", self.settings.server.idle_exit_s)
+            self._stop_wanted.set()
 
     async def until_stopped(self) -> None:
         """Wait for a signal, then drain and stop."""
@@ -346,10 +348,7 @@ class App:
         self._ended = True
         if hasattr(self, "learned"):
             self.learned.close()
-        if self._health is not None and self._health.alive:
-            self._health.signal_group(signal.SIGTERM)
-            # If it hangs it still goes with us: the kernel ends it.
-            await asyncio.wait([self._health.exited], timeout=HEALTH_STOP_S)
+        await self._health.stop()
         log.info("stopped")
         self.logs.stop()
 

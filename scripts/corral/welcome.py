@@ -22,9 +22,10 @@ def screen(settings: Settings, catalogue: Catalogue, port: int, hardware: str) -
     server = settings.server
     health = server.health_port if server.health_port != server.port else port
     host = in_url(server.host or "0.0.0.0")
+    scheme = scheme_of(settings)
     rows = [
-        ("gateway", f"http://{host}:{port}"),
-        ("health", f"http://{host}:{health}/ping"),
+        ("gateway", f"{scheme}://{host}:{port}"),
+        ("health", f"{scheme if health == port else 'http'}://{host}:{health}/ping"),
         ("models", models_line(catalogue, settings.paths.models)),
         ("hardware", hardware),
         ("engine", str(settings.paths.llama_server or "none found: run `make engine`")),
@@ -37,6 +38,10 @@ def screen(settings: Settings, catalogue: Catalogue, port: int, hardware: str) -
     if model is not None:
         lines += ["", *try_it(settings, port, model.name)]
     return "\n" + "\n".join(lines) + "\n"
+
+
+def scheme_of(settings: Settings) -> str:
+    return "http" if settings.server.tls_cert_file is None else "https"
 
 
 def in_url(host: str) -> str:
@@ -65,7 +70,8 @@ def first_chat_model(catalogue: Catalogue) -> Model | None:
 def try_it(settings: Settings, port: int, model: str) -> list[str]:
     """A command to paste. It reads the key from its file, so that no screen or scroll-back holds a secret."""
     host = settings.server.host
-    url = f"http://{'localhost' if host in EVERYWHERE else in_url(str(host))}:{port}/v1/chat/completions"
+    place = "localhost" if host in EVERYWHERE else in_url(str(host))
+    url = f"{scheme_of(settings)}://{place}:{port}/v1/chat/completions"
     body = f'{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "Hello!"}}]}}'
     invitation, key = "Try it:", ""
     if settings.access.enabled:

@@ -1,4 +1,4 @@
-"""What a request asks of the queue, by its headers; the rest is seen from outside (test_inference_queueing)."""
+"""What a request asks of the queue, by its headers; test_inference_queueing sees the rest from outside."""
 
 from __future__ import annotations
 

@@ -81,8 +81,19 @@ def example_variables() -> dict[str, str]:
     return dict(re.findall(r"^#?([A-Z_]+)=(.*)$", ENVIRONMENT_EXAMPLE.read_text(), re.MULTILINE))
 
 
+def compose_variables() -> dict[str, str]:
+    """What the compose files take from the environment, and what they take when it is not there."""
+    texts = [path.read_text() for path in ROOT.glob("docker-compose*.yml")]
+    return dict(re.findall(r"\$\{([A-Z_]+):-([^}]*)\}", "\n".join(texts)))
+
+
 def test_the_example_environment_shows_every_variable_and_no_other() -> None:
-    assert set(example_variables()) == {name for row in DECLARATIONS for name in row.variables}
+    declared = {name for row in DECLARATIONS for name in row.variables}
+    assert set(example_variables()) == declared | compose_variables().keys()
+
+
+def test_the_example_environment_shows_the_defaults_of_the_compose_files() -> None:
+    assert compose_variables().items() <= example_variables().items()
 
 
 def test_the_example_environment_sets_nothing_by_itself(desk: Desk) -> None:

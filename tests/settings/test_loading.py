@@ -384,3 +384,8 @@ def test_no_config_file_raises_anything_but_a_settings_error(desk: Desk) -> None
             text = text[:cut] + rng.choice('{}[],:"\\/\0') + text[cut + 1 :]
         desk.file("config.json", text)
         survives(desk, {})
+
+
+def test_a_key_without_its_certificate_is_refused(desk: Desk) -> None:
+    refusal = desk.refusal(environ={"TLS_KEY_FILE": "/etc/corral/tls.key"})
+    assert refusal == "TLS_KEY_FILE is set and TLS_CERT_FILE is not; it must name the key's certificate"

@@ -26,6 +26,17 @@ def test_without_data_here_the_first_volume_there_is_counts(desk: Desk) -> None:
     assert places.data_directory(desk.cwd) == desk.cwd / "data"
 
 
+def test_a_volume_that_is_mounted_counts_before_one_that_the_image_brings(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for volume in desk.volumes:
+        volume.mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == desk.volumes[1])
+    assert places.data_directory(desk.cwd) == desk.volumes[1]
+    (desk.cwd / "data").mkdir()
+    assert places.data_directory(desk.cwd) == desk.cwd / "data"
+
+
 def test_models_mounted_into_the_image_count_if_only_they_are_there(desk: Desk) -> None:
     usual, mounted = desk.cwd / "data/models", desk.image / "models"
     assert places.models_directory(desk.cwd / "data") == usual

@@ -34,7 +34,7 @@ DEATHS_MAX = 2
 # Where a stream that waits may be sent comments: their readers skip them.
 STREAMS = frozenset(
     {"/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"}
-    | {"/chat/completions", "/completions"}
+    | {"/chat/completions", "/completions", "/invocations"}
 )
 LOADED_OR_LOADING = frozenset({ModelState.STARTING, ModelState.LOADING, ModelState.READY})
 

@@ -50,8 +50,10 @@ NOT_RETURNED = frozenset(
     }
 )
 RULES_FOR_BROWSERS = b"access-control-"
-# Without /v1 the engine speaks an older dialect of its own on these paths.
+# Without /v1 the engine speaks an older dialect of its own on these paths. /invocations is the one path on
+# which SageMaker lets requests in: there it is a chat.
 UPSTREAM_PATHS = {path: "/v1" + path for path in ("/chat/completions", "/completions", "/embeddings")}
+UPSTREAM_PATHS["/invocations"] = "/v1/chat/completions"
 # For each way: more heads than clients and engines have, and little memory.
 KEPT_MAX = 256
 

@@ -52,6 +52,8 @@ class Recorder:
         self._metrics = metrics
         self._seconds = clock.PerSecond(clock.iso_second)
         self._over: list[Call] = []
+        # When the last request for a model came or ended, for who measures idleness.
+        self.last_activity_at = clock.monotonic()
 
     def finished(self, call: Call) -> None:
         """A request is over, however it ended. It is written down when whoever is ready now is served."""
@@ -90,6 +92,7 @@ class Recorder:
         metrics.request_duration_seconds.labels(model).observe(duration_s)
         if call.model:  # not for strangers: whoever scans the internet must not keep a machine awake
             metrics.last_activity_timestamp_seconds.set(clock.wall())
+            self.last_activity_at = call.ended_at
         if call.reached_model:
             metrics.queue_wait_seconds.labels(model, PRIORITIES[call.priority]).observe(call.queue_wait_s)
         elif call.error is not None:

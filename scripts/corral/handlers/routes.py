@@ -57,6 +57,7 @@ PATHS: dict[str, Route] = {
     "/chat/completions": post(inference.infer),
     "/completions": post(inference.infer),
     "/embeddings": post(inference.infer),
+    "/invocations": post(inference.infer),
 }
 # What may follow a model's name. A name may hold slashes, so one that ends like this is a name first.
 MODEL_ACTIONS: dict[str, Route] = {

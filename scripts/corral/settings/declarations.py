@@ -117,10 +117,17 @@ _GATEWAY = (
          "seconds that an idle connection is kept open"),
     _row("server.drain_timeout_s", "DRAIN_TIMEOUT_S", "", SECONDS, 30.0,
          "seconds that running requests get to finish when the gateway stops"),
+    _row("server.idle_exit_s", "IDLE_EXIT_S", "", SECONDS, None,
+         "seconds without a request for any model after which the gateway ends by itself, with exit code 0; "
+         "default never"),
     _row("server.sse_ping_s", "SSE_PING_S", "", SECONDS, 15.0,
          "seconds of waiting after which a stream is sent a comment, and then between comments"),
     _row("server.cors_origins", "CORS_ORIGINS", "api.cors_origins", ORIGINS, (),
          'origins whose pages may call the gateway from a browser, or "*"'),
+    _row("server.tls_cert_file", "TLS_CERT_FILE", "", PATH, None,
+         "a certificate and its chain in PEM: the gateway's port then speaks HTTPS; re-read when it changes"),
+    _row("server.tls_key_file", "TLS_KEY_FILE", "", PATH, None,
+         "the certificate's private key (PEM); default in the certificate's file"),
 
     # Who may come in
     _row("access.enabled", "AUTH_ENABLED", "", BOOLEAN, True,
@@ -253,8 +260,8 @@ _MODEL = (
 DECLARATIONS: tuple[Declaration, ...] = _GATEWAY + _MODEL
 
 # What people may bring from elsewhere and this version does not do. Each is told once, never ignored
-# in silence: whoever asks for TLS should not find out from a packet capture.
-UNSUPPORTED_VARIABLES = ("TLS_CERT_FILE", "TLS_KEY_FILE", "REDIS_URL", "IDLE_EXIT_S", "LOG_PROMPTS")
+# in silence: whoever asks for shared limits should not find out from a bill.
+UNSUPPORTED_VARIABLES = ("REDIS_URL", "LOG_PROMPTS")
 UNSUPPORTED_KEYS = (
     "redis",
     "cache",

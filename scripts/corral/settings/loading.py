@@ -33,6 +33,10 @@ def load_from(environ: Mapping[str, str], cwd: Path, config_path: Path | None) -
     values = {attribute: _value(given, attribute) for attribute in _ROWS}
     _settle_paths(given, values)
     _settle_herd(values)
+    if values["server.tls_key_file"] is not None and values["server.tls_cert_file"] is None:
+        raise SettingsError(
+            "TLS_KEY_FILE is set and TLS_CERT_FILE is not; it must name the key's certificate"
+        )
     warnings = _warnings(given, values)
     models = read_models(given, values["paths.models"], values["herd.gpu_layers"])
     warnings += models.warnings

@@ -35,7 +35,11 @@ def absolute(path: Path, base: Path, home_directory: Path) -> Path:
 
 def data_directory(cwd: Path) -> Path:
     here = cwd / "data"
-    return next((place for place in (here, *VOLUMES) if os.path.isdir(place)), here)
+    there = [place for place in (here, *VOLUMES) if os.path.isdir(place)]
+    if here in there or not there:
+        return here
+    # The image brings a /data that is empty. A volume that somebody has mounted elsewhere is meant instead.
+    return next((place for place in there if os.path.ismount(place)), there[0])
 
 
 def models_directory(data: Path) -> Path:

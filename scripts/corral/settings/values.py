@@ -48,6 +48,9 @@ class Server:
     drain_timeout_s: float
     sse_ping_s: float
     cors_origins: tuple[str, ...]
+    idle_exit_s: float | None  # None: the gateway never ends by itself
+    tls_cert_file: Path | None  # None: the gateway's port speaks plain HTTP
+    tls_key_file: Path | None  # None: the key is in tls_cert_file
 
 
 @dataclass(frozen=True)

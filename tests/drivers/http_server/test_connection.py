@@ -8,6 +8,7 @@ import struct
 import pytest
 
 from corral import errors
+from corral.drivers.connections import Listener
 from corral.drivers.http_server import ClientGone, Exchange, HttpServer
 from corral.drivers.tasks import Bell
 from tests.drivers.serving import LIMITS, RawClient, serving
@@ -374,8 +375,9 @@ class TestTimes:
 
         async def main() -> None:
             async with serving(answer, limits) as (server, port):
-                listener = server._listeners[0].socket
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+                [listener] = server._listeners
+                assert isinstance(listener, Listener)
+                listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
                 with socket.socket() as client:
                     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
                     client.connect(("127.0.0.1", port))

@@ -139,7 +139,8 @@ class Connection(asyncio.Protocol):
         elif self._exchange is None and not self._lingering:
             self._next_requests()
         # An answered request that is held back has others behind it: stay open until they are answered.
-        stays_open = self._exchange is not None and self._strand is None
+        # TLS knows no half-closed connection.
+        stays_open = self._exchange is not None and self._strand is None and self.transport.can_write_eof()
         if not stays_open:
             self._close()
         return stays_open

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from socket import socket
 
@@ -10,6 +11,7 @@ from corral import errors
 from corral.drivers import clock
 from corral.drivers.connections import Listener
 from corral.drivers.http_server.connection import Connection, ErrorPage, Handler, ServerLimits
+from corral.drivers.listening import BACKLOG
 from corral.drivers.patrol import Patrol
 
 
@@ -32,10 +34,27 @@ class HttpServer:
         self.closing = False
         self._patrol = patrol
         self._connections: set[Connection] = set()
-        self._listeners: list[Listener] = []
+        self._listeners: list[Listener | asyncio.Server] = []
 
-    async def listen(self, sockets: list[socket]) -> None:
-        self._listeners += [Listener(each, lambda: Connection(self)) for each in sockets]
+    async def listen(self, sockets: list[socket], tls: ssl.SSLContext | None = None) -> None:
+        """Take connections from these sockets; with `tls` they speak HTTPS."""
+        for each in sockets:
+            self._listeners.append(
+                Listener(each, lambda: Connection(self)) if tls is None else await self._listen_tls(each, tls)
+            )
+
+    async def _listen_tls(self, listening: socket, tls: ssl.SSLContext) -> asyncio.Server:
+        """By asyncio's own means: between the socket and HTTP there is a handshake to be made."""
+        return await asyncio.get_running_loop().create_server(
+            lambda: Connection(self),
+            sock=listening,
+            # asyncio calls listen() once more, and its own default would make the queue shorter again.
+            backlog=BACKLOG,
+            ssl=tls,
+            # A handshake comes before a request's head, and a goodbye after the last byte of an answer.
+            ssl_handshake_timeout=self.limits.header_timeout_s,
+            ssl_shutdown_timeout=self.limits.write_timeout_s,
+        )
 
     @property
     def connections(self) -> int:

@@ -1,0 +1,295 @@
+"""What runs Corral elsewhere: the image's recipe, compose files, Kubernetes, recipes, as far as files go.
+
+There is no container engine here. Kubernetes' own kinds are held against its published schemas; the rest
+against what it must agree with: the settings, the metrics, the ports, the files in this repository.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from corral.metrics import Metrics
+from corral.settings import DECLARATIONS
+from tests.conftest import StartCorral
+from tests.support import ROOT, repository_files, strangers_environment
+
+DEPLOY = ROOT / "deploy"
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+VARIABLES = {name for row in DECLARATIONS for name in row.variables}
+COMPOSE_FILES = ("docker-compose.yml", "docker-compose.monitoring.yml", "deploy/docker-compose.gpu.yml")
+KUBERNETES = DEPLOY / "kubernetes"
+OF_OPERATORS = {"ServiceMonitor", "ScaledObject", "Kustomization"}
+
+
+def read_yaml(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+# The image ----------------------------------------------------------------------------------------
+
+
+def instructions(name: str) -> list[str]:
+    """The arguments of every instruction of this kind, continued lines joined."""
+    text = re.sub(r"\\\n", " ", DOCKERFILE)
+    return re.findall(rf"^{name} +(.*)$", text, re.MULTILINE)
+
+
+def test_the_image_is_built_on_the_engines_own_and_another_may_be_named() -> None:
+    assert instructions("ARG") == ["ENGINE=ghcr.io/ggml-org/llama.cpp:server-cuda"]
+    assert [image.split()[0] for image in instructions("FROM")] == ["${ENGINE}"] * 2
+
+
+def test_what_the_image_copies_is_in_the_repository_and_is_not_ignored() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    kept = [line.removeprefix("!") for line in ignored if line.startswith("!")]
+    assert "*" in ignored
+    for line in instructions("COPY"):
+        if not line.startswith("--from"):
+            for name in line.split()[:-1]:
+                assert (ROOT / name).exists()
+                assert any(fnmatch.fnmatch(name, pattern) for pattern in kept), (
+                    f"{name} is not sent to the build"
+                )
+
+
+def test_the_image_runs_as_somebody_and_starts_the_entrypoint() -> None:
+    assert instructions("USER")[-1] == "10001"
+    assert instructions("ENTRYPOINT") == ['["/app/entrypoint.sh"]']
+    assert instructions("EXPOSE") == ["8000 8001"]
+    assert os.access(ROOT / "entrypoint.sh", os.X_OK)
+    assert "--require-hashes" in DOCKERFILE
+
+
+def healthcheck() -> list[str]:
+    [line] = instructions("HEALTHCHECK")
+    command: list[str] = json.loads(line.partition("CMD ")[2])
+    return [sys.executable, *command[1:]]
+
+
+def test_the_images_health_check_tells_health_from_its_absence(
+    start_corral: StartCorral, free_port: int
+) -> None:
+    corral = start_corral()
+    port = corral.health_url.rpartition(":")[2]
+    assert subprocess.run(healthcheck(), env={"PORT_HEALTH": port}).returncode == 0
+    nobody = subprocess.run(healthcheck(), env={"PORT_HEALTH": str(free_port)}, capture_output=True)
+    assert nobody.returncode == 1
+
+
+# Compose ------------------------------------------------------------------------------------------
+
+
+def services() -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in COMPOSE_FILES[:2]:
+        found |= read_yaml(ROOT / name)["services"]
+    return found
+
+
+def test_compose_has_the_services_and_the_ports_that_people_expect() -> None:
+    found = services()
+    assert found.keys() == {"gateway", "redis", "prometheus", "grafana"}
+    published = {
+        name: [port.rpartition(":")[2] for port in each.get("ports", [])] for name, each in found.items()
+    }
+    assert published == {
+        "gateway": ["8000", "8001"],
+        "redis": [],
+        "prometheus": ["9090"],
+        "grafana": ["3000"],
+    }
+    assert found["gateway"]["environment"].keys() <= VARIABLES
+
+
+@pytest.mark.parametrize("name", COMPOSE_FILES[:2])
+def test_every_volume_of_compose_is_declared_or_in_the_repository(name: str) -> None:
+    document = read_yaml(ROOT / name)
+    for service in document["services"].values():
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert (ROOT / source).exists() if source.startswith("./") else source in document["volumes"]
+
+
+def test_gpus_are_asked_for_in_a_file_of_their_own() -> None:
+    reserved = read_yaml(ROOT / COMPOSE_FILES[2])["services"]["gateway"]["deploy"]["resources"][
+        "reservations"
+    ]
+    assert reserved["devices"] == [{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}]
+    assert "nvidia" not in (ROOT / "docker-compose.yml").read_text()
+
+
+# The commands: a Docker that only says what it was told -------------------------------------------
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Path:
+    """The Makefile, and a `docker` that writes down how it was called."""
+    shutil.copy2(ROOT / "Makefile", tmp_path)
+    docker = tmp_path / "bin" / "docker"
+    docker.parent.mkdir()
+    docker.write_text('#!/bin/sh\necho "docker $*"\n')
+    docker.chmod(0o755)
+    return tmp_path
+
+
+def make(desk: Path, *words: str, say: str = "") -> subprocess.CompletedProcess[str]:
+    environment = strangers_environment(PATH=f"{desk / 'bin'}:/usr/bin:/bin")
+    return subprocess.run(
+        ["make", *words], cwd=desk, env=environment, input=say, capture_output=True, text=True, timeout=20
+    )
+
+
+BOTH = "docker compose -f docker-compose.yml -f docker-compose.monitoring.yml"
+
+
+def test_make_up_starts_all_of_it_and_makes_a_first_key(desk: Path) -> None:
+    assert make(desk, "up").stdout.splitlines() == [
+        f"{BOTH} up --detach --build",
+        f"{BOTH} exec -T gateway python3 scripts/keys.py ensure",
+    ]
+    assert f"{BOTH} -f deploy/docker-compose.gpu.yml up" in make(desk, "up", "GPU=1").stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [("down", "down"), ("restart", "restart gateway"), ("logs", "logs --follow")],
+)
+def test_other_commands_tell_compose(desk: Path, command: str, said: str) -> None:
+    assert make(desk, command).stdout == f"{BOTH} {said}\n"
+
+
+def test_nothing_is_deleted_unless_it_is_meant(desk: Path) -> None:
+    deleted = f"{BOTH} down --volumes --remove-orphans\n"
+    for doubt in ("", "n\n", "\n"):
+        refused = make(desk, "nuke", say=doubt)
+        assert refused.returncode != 0
+        assert refused.stdout == "nothing is deleted\n"
+    assert make(desk, "nuke", say="y\n").stdout == deleted
+    assert make(desk, "nuke", "FORCE=1").stdout == deleted
+
+
+# What watches it ----------------------------------------------------------------------------------
+
+
+def test_the_dashboard_shows_metrics_that_are_there() -> None:
+    dashboard = json.loads((DEPLOY / "grafana" / "dashboards" / "corral.json").read_text())
+    assert dashboard["uid"] == "corral"
+    declared = {each.name for each in Metrics("0", 0)._instruments}
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    assert len(expressions) > 10
+    for expression in expressions:
+        for name in re.findall(r"\brouter_\w+", expression):
+            assert declared & {name, re.sub(r"_(bucket|count|sum)$", "", name)}, f"/metrics has no {name}"
+
+
+def test_grafana_finds_prometheus_and_the_dashboard() -> None:
+    provisioning = DEPLOY / "grafana" / "provisioning"
+    [source] = read_yaml(provisioning / "datasources" / "prometheus.yml")["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    dashboard = json.loads((DEPLOY / "grafana" / "dashboards" / "corral.json").read_text())
+    assert {panel["datasource"]["uid"] for panel in dashboard["panels"]} == {source["uid"]}
+    [provider] = read_yaml(provisioning / "dashboards" / "corral.yml")["providers"]
+    mounts = dict(volume.split(":")[:2] for volume in services()["grafana"]["volumes"])
+    assert mounts["./deploy/grafana/dashboards"] == provider["options"]["path"]
+
+
+def test_prometheus_asks_the_gateway() -> None:
+    [job] = read_yaml(DEPLOY / "prometheus" / "prometheus.yml")["scrape_configs"]
+    assert "gateway:8000" in job["static_configs"][0]["targets"]
+
+
+# Kubernetes ---------------------------------------------------------------------------------------
+
+
+def manifests() -> dict[str, Any]:
+    found = [read_yaml(path) for path in KUBERNETES.glob("*.yaml")]
+    return {each["kind"]: each for each in found}
+
+
+@pytest.mark.parametrize("path", sorted(KUBERNETES.glob("*.yaml")), ids=lambda path: path.name)
+def test_kubernetes_own_kinds_fit_its_schemas(path: Path) -> None:
+    if read_yaml(path)["kind"] in OF_OPERATORS:
+        return  # their schemas are their operators', and what counts is tested below
+    validator = Path(sys.executable).with_name("kubernetes-validate")
+    ran = subprocess.run([validator, "--strict", "--no-warn", str(path)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_the_parts_of_kubernetes_are_all_applied_and_find_one_another() -> None:
+    kinds = manifests()
+    files = {path.name for path in KUBERNETES.glob("*.yaml")} - {"kustomization.yaml"}
+    assert set(kinds["Kustomization"]["resources"]) == files
+    pod = kinds["Deployment"]["spec"]["template"]
+    labels = pod["metadata"]["labels"]
+    assert kinds["Service"]["spec"]["selector"] == labels
+    for kind in ("Deployment", "PodDisruptionBudget", "ServiceMonitor"):
+        assert kinds[kind]["spec"]["selector"]["matchLabels"] == labels
+    [port] = kinds["Service"]["spec"]["ports"]
+    assert kinds["ServiceMonitor"]["spec"]["endpoints"][0]["port"] == port["name"]
+    assert kinds["ScaledObject"]["spec"]["scaleTargetRef"]["name"] == kinds["Deployment"]["metadata"]["name"]
+    assert kinds["ScaledObject"]["spec"]["triggers"][0]["metadata"]["query"] == "sum(router_queue_depth)"
+
+
+def test_a_pod_is_probed_on_the_health_port_alone_and_has_time_to_drain() -> None:
+    pod = manifests()["Deployment"]["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"http": 8000, "health": 8001}
+    probes = {
+        name: container[name]["httpGet"] for name in ("startupProbe", "livenessProbe", "readinessProbe")
+    }
+    assert {probe["port"] for probe in probes.values()} == {"health"}
+    assert probes["readinessProbe"]["path"] == "/ready"
+    assert {variable["name"] for variable in container["env"]} <= VARIABLES
+    assert pod["terminationGracePeriodSeconds"] > 30
+    assert {mount["name"] for mount in container["volumeMounts"]} == {each["name"] for each in pod["volumes"]}
+
+
+# Recipes ------------------------------------------------------------------------------------------
+
+
+def test_fly_and_cloud_run_set_variables_that_there_are_and_leave_time_to_drain() -> None:
+    fly = tomllib.loads((DEPLOY / "platforms" / "fly.toml").read_text())
+    assert fly["env"].keys() <= VARIABLES
+    assert fly["kill_signal"] == "SIGINT"
+    assert float(fly["env"]["DRAIN_TIMEOUT_S"]) < float(fly["kill_timeout"].removesuffix("s"))
+    service = read_yaml(DEPLOY / "platforms" / "cloud-run.yaml")
+    [container] = service["spec"]["template"]["spec"]["containers"]
+    environment = {each["name"]: each.get("value") for each in container["env"]}
+    assert environment.keys() <= VARIABLES
+    assert float(environment["DRAIN_TIMEOUT_S"]) < 10
+
+
+def test_runpods_variables_are_ours() -> None:
+    lines = (DEPLOY / "platforms" / "runpod.env").read_text()
+    assert set(re.findall(r"^#?([A-Z_]+)=", lines, re.MULTILINE)) <= VARIABLES
+
+
+def test_the_unit_for_systemd_starts_the_entrypoint_and_waits_for_the_drain() -> None:
+    unit = (DEPLOY / "systemd" / "corral.service").read_text()
+    assert "ExecStart=/opt/corral/entrypoint.sh\n" in unit
+    assert set(re.findall(r"^Environment=(\w+)=", unit, re.MULTILINE)) <= VARIABLES
+    timeout = re.search(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
+    assert timeout is not None
+    assert int(timeout[1]) > 30
+
+
+def test_every_file_below_deploy_is_named_on_the_page_about_it() -> None:
+    page = (ROOT / "docs" / "deploying.md").read_text(encoding="utf-8")
+    files = [name for name in repository_files() if name.startswith("deploy/")]
+    folders = {"deploy/kubernetes/", "deploy/grafana/", "deploy/prometheus/"}
+    missing = [name for name in files if name not in page and not any(map(name.startswith, folders))]
+    assert missing == []
+    assert [folder for folder in folders if folder not in page] == []
