@@ -102,7 +102,7 @@ bench: $(VENV)/.installed ## Measure what Corral costs beside nginx (QUICK=1, RI
 		$(if $(QUICK),--quick) $(if $(RIVALS),--rivals) $(if $(PUBLISH),--publish)
 
 .PHONY: bench-gate
-bench-gate: $(VENV)/.installed ## Hold the budget: processor time of a request and of a chunk, against nginx
+bench-gate: $(VENV)/.installed ## Hold what was reached: processor time of a request and of a chunk, against nginx
 	@PYTHONPATH=scripts $(PY) -m tests.bench.gate
 
 .PHONY: cold-start

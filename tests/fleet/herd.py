@@ -18,6 +18,7 @@ from corral.drivers.http_client import Address
 from corral.drivers.http_server import ClientGone
 from corral.fleet import Engine, EngineDied, Fleet, Lease
 from corral.fleet.engines import Death
+from corral.formats.slots import Slot
 from corral.metrics import Metrics
 from corral.policy.guard import Decision, Impossible, Place
 from corral.policy.liveness import Sample
@@ -44,7 +45,7 @@ class FakeEngine:
         self.alive = True
         self.death = Death.OTHER
         self.total_slots: int | None = None  # as it says itself
-        self.busy: int | None = 0
+        self.busy = 0  # on so many tasks, the same ones as long as it is not fewer
         self._is_ready = False
         self._ending = ""
         self._bell = tasks.Bell()
@@ -64,8 +65,8 @@ class FakeEngine:
     async def slots(self) -> int | None:
         return self.total_slots
 
-    async def busy_slots(self) -> int | None:
-        return self.busy
+    async def busy_slots(self) -> tuple[Slot, ...] | None:
+        return tuple(Slot(number, number, 0) for number in range(self.busy))
 
     async def until_exit(self) -> str:
         while self.alive:

@@ -25,6 +25,7 @@ from corral.fleet import EngineDied, LlamaEngines
 from corral.fleet import engines as engines_module
 from corral.fleet.engines import Death, LlamaEngine
 from corral.formats import http1
+from corral.formats.slots import Slot
 from corral.policy.placement import Kind, Placement
 from corral.settings import Settings, children_environment
 from tests.drivers.serving import serving
@@ -129,14 +130,14 @@ async def test_a_model_becomes_a_process_that_answers_and_goes_when_told(tmp_pat
 
 
 @in_a_loop
-async def test_a_process_says_how_many_slots_it_has_and_how_many_of_them_work(tmp_path: Path) -> None:
+async def test_a_process_says_how_many_slots_it_has_and_which_of_them_work(tmp_path: Path) -> None:
     yard = Yard(tmp_path, token_delay_s="30")
     yard.replace("herd", default_parallel=3)
     async with yard.open() as engines:
         engine = await yard.start(engines)
         await tasks.outcome(engine.until_ready())
         assert await tasks.outcome(engine.slots()) == 3
-        assert await tasks.outcome(engine.busy_slots()) == 0
+        assert await tasks.outcome(engine.busy_slots()) == ()
         head = http1.request_head(
             "POST", "/v1/chat/completions", [(b"host", b"x"), (b"content-length", b"2")]
         )
@@ -145,7 +146,7 @@ async def test_a_process_says_how_many_slots_it_has_and_how_many_of_them_work(tm
             lambda: any(event["method"] == "POST" for event in read_events(yard.journal, "request")),
             "the request has come",
         )
-        assert await tasks.outcome(engine.busy_slots()) == 1
+        assert await tasks.outcome(engine.busy_slots()) == (Slot(0, 0, 0),)
         yard.client.close(engine.address)
         with pytest.raises(errors.UpstreamError):
             await asked
@@ -154,16 +155,16 @@ async def test_a_process_says_how_many_slots_it_has_and_how_many_of_them_work(tm
 @pytest.mark.parametrize(
     ("answer", "total", "busy"),
     [
-        (b'HTTP/1.1 200 OK\r\nContent-Length: 18\r\n\r\n{"total_slots": 4}', 4, 0),
-        (b'HTTP/1.1 501 No\r\nContent-Length: 18\r\n\r\n{"total_slots": 4}', None, 0),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", None, 0),
+        (b'HTTP/1.1 200 OK\r\nContent-Length: 18\r\n\r\n{"total_slots": 4}', 4, ()),
+        (b'HTTP/1.1 501 No\r\nContent-Length: 18\r\n\r\n{"total_slots": 4}', None, ()),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", None, ()),
         (b"", None, None),
     ],
     ids=["it says so", "it won't say", "it says something else", "it does not answer"],
 )
 @in_a_loop
 async def test_a_process_that_says_nothing_of_its_slots_says_nothing(
-    answer: bytes, total: int | None, busy: int | None
+    answer: bytes, total: int | None, busy: tuple[Slot, ...] | None
 ) -> None:
     async def answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError):

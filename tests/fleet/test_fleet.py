@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from corral import errors
-from corral.fleet import EngineDied
-from tests.fleet.herd import FIRST_PORT, Herd, with_herd
+from corral.fleet import EngineDied, EngineLost, Lease
+from tests.fleet.herd import FIRST_PORT, Herd, play, with_herd
 from tests.in_a_loop import turns
 
 # A model comes and goes ---------------------------------------------------------------------------
@@ -177,14 +179,49 @@ async def test_a_client_that_leaves_between_the_grant_and_its_turn_gives_the_slo
 
 
 @with_herd()
-async def test_a_model_that_dies_between_the_grant_and_the_turn_is_told_as_an_upstream_error(
+async def test_a_model_that_dies_between_the_grant_and_the_turn_has_not_seen_the_request(
     herd: Herd,
 ) -> None:
     client = herd.ask("a")
     herd.engines.of("a").answers()
     herd.engines.of("a").ends()
     await turns()
-    assert "went away" in client.refusal(errors.UpstreamError).message
+    assert isinstance(client.error, EngineLost)
+    assert "went away" in client.error.message
+    assert (client.error.was_there, client.error.should_retry) == (False, None)
+
+
+@with_herd(queue_max=1)
+async def test_a_load_of_what_is_ready_needs_no_place_in_its_queue(herd: Herd) -> None:
+    engine = await herd.ready("a")
+    clients = [herd.ask("a"), herd.ask("a")]
+    assert herd.ask("a").refusal(errors.QueueFull)
+    assert await herd.fleet.load("a") == engine.address
+    for client in clients:
+        client.finishes()
+        await turns()
+
+
+def test_of_those_who_waited_too_long_each_is_told_even_if_one_cannot_be(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(herd: Herd) -> None:
+        clients = [herd.ask("a") for _ in range(3)]
+        depart, failures = herd.fleet.depart, [RuntimeError("a mistake of ours")]
+
+        def departs(lease: Lease) -> None:
+            depart(lease)
+            if failures:
+                raise failures.pop()
+
+        monkeypatch.setattr(herd.fleet, "depart", departs)
+        herd.pass_time(301.0)
+        await turns()
+        assert "a mistake of ours" in caplog.text
+        for client in clients[1:]:
+            client.refusal(errors.QueueTimeout)
+
+    asyncio.run(play(Herd(monkeypatch), scenario))
 
 
 @with_herd()

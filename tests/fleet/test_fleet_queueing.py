@@ -10,6 +10,7 @@ from corral import errors
 from corral.drivers import tasks
 from corral.fleet.watchman import Waiting
 from corral.formats.priority import Priority
+from corral.formats.slots import Slot
 from corral.policy.scheduler import ModelLimits, Usage, Wish
 from tests.fleet.herd import Client, FakeEngine, Herd, play, with_herd
 from tests.in_a_loop import turns
@@ -90,8 +91,9 @@ async def test_several_on_one_engine_come_back_one_by_one(herd: Herd) -> None:
     waiting = [herd.ask("a") for _ in range(3)]
     in_vain = 3
 
-    async def busy_slots() -> int | None:
-        return in_vain + herd.fleet._scheduler.at_work("a", herd.now)
+    async def busy_slots() -> tuple[Slot, ...] | None:
+        in_use = herd.fleet._scheduler.at_work("a", herd.now)
+        return tuple(Slot(0, number, 0) for number in (*range(in_vain), *range(10, 10 + in_use)))
 
     engine.busy_slots = busy_slots  # type: ignore[method-assign]
     for client in leaving:
@@ -99,6 +101,7 @@ async def test_several_on_one_engine_come_back_one_by_one(herd: Herd) -> None:
         client.lease.engine_goes_on = True
         client.goes()
     for expected in ([False, False, False], [True, False, False], [True, True, False], [True, True, True]):
+        herd.now += 1.0
         await turns(10)
         assert [client.is_served for client in waiting] == expected
         in_vain -= 1
@@ -107,11 +110,12 @@ async def test_several_on_one_engine_come_back_one_by_one(herd: Herd) -> None:
 
 
 @with_herd()
-async def test_an_engine_that_dies_gives_all_slots_back(herd: Herd) -> None:
+async def test_an_engine_that_dies_gives_all_slots_back_at_once(herd: Herd) -> None:
     engine, next_one = await abandoned(herd)
     engine.ends("killed by SIGSEGV")
-    await turns(5)
     assert herd.fleet.queue.running("a") == 0
+    await turns(5)
+    assert next_one.waits  # not granted a slot of the dead one
     herd.pass_time(5.0)
     herd.engines.of("a").answers()
     await turns()
@@ -137,8 +141,20 @@ async def test_a_model_that_is_ejected_waits_for_no_abandoned_request(herd: Herd
     assert herd.fleet.eject("a")
     assert herd.state("a") == "stopping"
     engine.ends("exit code 0")
-    await turns(5)
     assert (herd.state("a"), herd.fleet.queue.running("a")) == ("off", 0)
+
+
+@with_herd()
+async def test_what_the_engine_has_reported_of_an_abandoned_request_is_what_is_charged(herd: Herd) -> None:
+    engine = await herd.ready("a")
+    client = herd.ask("a", key_id="k", prompt_tokens=10)
+    assert client.lease is not None
+    client.lease.usage, client.lease.engine_goes_on, ticket = Usage(7, 4), True, client.lease.ticket
+    engine.busy = 1
+    client.goes()
+    engine.busy = 0
+    await turns(5)
+    assert (ticket.released, ticket.charged) == (True, 15)
 
 
 def test_an_engine_that_hangs_over_an_abandoned_request_is_the_watchmans(
@@ -175,11 +191,11 @@ def test_an_engine_that_hangs_over_an_abandoned_request_is_the_watchmans(
 @with_herd()
 async def test_the_queue_goes_by_class_and_by_what_keys_have_had(herd: Herd) -> None:
     await herd.ready("a")
-    running = herd.ask("a", key_id="greedy")
+    running = herd.ask("a", key_id="greedy", prompt_tokens=1)
     waiting = {
         "low": herd.ask("a", key_id="low", priority=Priority.LOW),
-        "greedy": herd.ask("a", key_id="greedy"),
-        "single": herd.ask("a", key_id="single"),
+        "greedy": herd.ask("a", key_id="greedy", prompt_tokens=1),
+        "single": herd.ask("a", key_id="single", prompt_tokens=1),
         "high": herd.ask("a", key_id="high", priority=Priority.HIGH),
     }
     order = []

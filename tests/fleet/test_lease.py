@@ -11,7 +11,7 @@ from corral import errors
 from corral.drivers import tasks
 from corral.drivers.http_client import Address
 from corral.drivers.http_server import ClientGone
-from corral.fleet import Lease
+from corral.fleet import EngineLost, Lease
 from corral.policy.scheduler import Ticket, Wish
 from tests.fleet.herd import FakeEngine
 from tests.in_a_loop import in_a_loop, turns
@@ -122,7 +122,7 @@ def refused_at_the_door(door: FakeDoor) -> None:
 
 
 def gone_at_the_hand_over(door: FakeDoor) -> None:
-    door.fault = errors.UpstreamError("went away")
+    door.fault = EngineLost("went away", was_there=False)
 
 
 @pytest.mark.parametrize("trouble", [refused_at_the_door, gone_at_the_hand_over])
@@ -130,7 +130,7 @@ def test_trouble_on_the_way_in_leaves_nothing_behind(trouble: Callable[[FakeDoor
     door = FakeDoor(opens_at=10.0)
     trouble(door)
     visit = Visit(door)
-    assert isinstance(visit.error, (errors.QueueFull, errors.UpstreamError))
+    assert isinstance(visit.error, (errors.QueueFull, EngineLost))
     assert (visit.is_in, door.arrived, door.departed) == (False, 1, 1)
 
 
@@ -188,3 +188,8 @@ async def test_an_engine_that_is_gone_or_goes_within_a_moment_has_died(
     door.engine.stopped = True
     assert not await tasks.outcome(visit.lease.engine_died()), "it was ended, and did not die"
     visit.bell.ring()
+
+
+def test_who_was_there_when_an_engine_died_had_better_not_try_again() -> None:
+    assert EngineLost("died", was_there=True).should_retry is False
+    assert EngineLost("died", was_there=False).should_retry is None

@@ -6,11 +6,15 @@ import pytest
 
 from corral import errors
 from corral.drivers import clock
+from corral.fleet.abandoned import Abandoned
+from corral.fleet.lease import EngineLost, Lease
 from corral.fleet.managed import ManagedModel, failure, queue_timeout, shutting_down, status
+from corral.fleet.watchman import Watchman
 from corral.formats.status import ModelState, model_entry
 from corral.policy.lifecycle import Deaths
-from corral.policy.scheduler import Ticket, Wish
-from tests.fleet.herd import FakeEngine
+from corral.policy.scheduler import Scheduler, Terms, Ticket, Wish
+from tests.fleet.herd import FakeEngine, FakeMemory
+from tests.fleet.test_lease import FakeDoor
 
 MIB = 1 << 20
 
@@ -69,3 +73,26 @@ def test_who_waited_in_vain_is_told_for_how_long_and_with_how_many() -> None:
 
 def test_a_stop_is_announced_as_something_that_passes() -> None:
     assert shutting_down().retry_after_s == 5
+
+
+def test_a_granted_lease_learns_where_its_slot_is_or_that_there_is_none_any_more() -> None:
+    engine, model = FakeEngine("a", 8085), ManagedModel("a")
+    lease = Lease(FakeDoor(), Ticket(Wish("a", "id"), 10.0, 40.0))
+    with pytest.raises(EngineLost, match="'a' went away in the moment it was needed") as lost:
+        model.hand_over(lease)
+    assert not lost.value.was_there
+    model.engine, model.watchman = engine, Watchman("a", engine, lambda: 0)
+    model.hand_over(lease)
+    assert (lease.address, lease.engine) == (engine.address, engine)
+    assert lease.on_silence == model.watchman.suspect
+
+
+def test_without_its_engine_a_model_has_nothing_left_but_what_is_to_be_let_go() -> None:
+    engine = FakeEngine("a", 8085)
+    abandoned = Abandoned(
+        "a", engine, Scheduler({}, 1, FakeMemory(), Terms(30.0, 20.0, 300.0), 0.0), print, 120.0
+    )
+    model = ManagedModel("a", engine=engine, abandoned=abandoned)
+    assert model.lose_engine() is abandoned
+    assert (model.engine, model.watchman, model.abandoned) == (None, None, None)
+    assert model.lose_engine() is None

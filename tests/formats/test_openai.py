@@ -110,6 +110,7 @@ def test_a_form_names_its_model_in_a_field(content_type: str) -> None:
         (b"{}", None),
         (b'{"max_tokens": 7}', 7),
         (b'{"max_completion_tokens": 8}', 8),
+        (b'{"max_output_tokens": 6}', 6),
         (b'{"n_predict": 9}', 9),
         (b'{"max_tokens": 7, "max_completion_tokens": 8, "n_predict": 9}', 8),
         (b'{"max_tokens": 0}', 0),

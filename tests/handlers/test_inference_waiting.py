@@ -143,6 +143,24 @@ async def test_a_request_whose_engine_dies_unanswered_is_sent_once_more_and_only
 
 
 @in_a_loop
+async def test_a_request_whose_engine_dies_as_its_turn_comes_waits_for_the_next_one(house: Gatehouse) -> None:
+    async with house.open():
+        house.engines.loads_at_once = False
+        asked = asyncio.ensure_future(house.ask(PATH, CHAT))
+        for deaths in range(3):
+            await eventually(lambda: house.fleet.state("demo") is ModelState.LOADING, "the model loads")
+            await eventually(lambda: house.fleet.queue.depth("demo") == 1, "the request waits")
+            house.engines.of("demo").answers()
+            assert house.fleet.queue.running("demo") == 1
+            house.engines.of("demo").ends("killed by SIGSEGV")
+            house.fleet.tick(clock.monotonic() + 2.0 * 2**deaths)
+        await eventually(lambda: house.fleet.queue.depth("demo") == 1, "the request waits")
+        house.engines.of("demo").answers()
+        assert (await asked).status == 200
+        assert len(house.backend.seen) == 1
+
+
+@in_a_loop
 async def test_once_the_fleet_is_closed_everybody_is_told_to_come_back_later(house: Gatehouse) -> None:
     async with house.open():
         house.fleet.refuse_waiting()

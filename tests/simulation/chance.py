@@ -3,6 +3,7 @@
 anything   everything that may differ does
 siege      a crowd of a higher class, or for another model, against one request now and then
 feast      keys of every appetite share one model, and nobody ages
+crush      a large model among small ones, where it fits only alone
 """
 
 from __future__ import annotations
@@ -87,12 +88,34 @@ def feast(seed: int, policy: Any = real_policy) -> World:
     return World(specs, arrivals, models_max=1, terms=terms, policy=policy, watch=Oracles())
 
 
+def crush(seed: int, policy: Any = real_policy) -> World:
+    chance = random.Random(seed)
+    small = [f"s{number}" for number in range(3)]
+    specs = {name: Spec(0.5, generation_rate=200.0, size_bytes=10 * GIB) for name in small}
+    specs["large"] = Spec(1.0, generation_rate=200.0, size_bytes=20 * GIB)
+    until = 300.0
+    arrivals = traffic.merge(
+        _alike(traffic.trace(chance, Crowd(small, ["k1", "k2"]), traffic.poisson, 6.0, until)),
+        _alike(traffic.trace(chance, Crowd(["large"], ["k3"]), traffic.poisson, 0.1, until)),
+    )
+    terms = real_policy.Terms(3.0, chance.choice((0.5, 20.0)), chance.choice((60.0, 1e9)))
+    return World(
+        specs,
+        arrivals,
+        models_max=chance.choice((2, 3)),
+        terms=terms,
+        policy=policy,
+        herd=GuardedHerd(specs, [24 * GIB], chance),
+        watch=Oracles(),
+    )
+
+
 def _alike(arrivals: list[Arrival]) -> list[Arrival]:
     """Requests of one size, so that a bound in tokens is tight."""
     return [arrival._replace(prompt_tokens=100, generated_tokens=40) for arrival in arrivals]
 
 
-KINDS = {"anything": anything, "siege": siege, "feast": feast}
+KINDS = {"anything": anything, "siege": siege, "feast": feast, "crush": crush}
 
 
 def random_arrivals(chance: random.Random, specs: dict[str, Spec]) -> list[Arrival]:

@@ -207,7 +207,7 @@ class Oracles(Watch):
         highest = min(int(job.arrival.priority) for job in waiting)
         allowed = False
         for name, jobs in self._waiting.items():
-            claiming = [job for job in jobs.values() if self._is_free(job)]
+            claiming = jobs.values()
             if name == model or world.lives[name].state is not ModelState.OFF or not claiming:
                 continue
             patience_s = self._patience_s(
@@ -215,7 +215,9 @@ class Oracles(Watch):
             )
             waited_s = world.now - min(job.arrival.at for job in claiming) + EPSILON_S
             stayed_s = world.now - world.lives[model].ready_at + EPSILON_S
-            tenure_s = min(world.terms.min_residency_s, patience_s)
+            price_s = world.specs[model].load_s + world.specs[name].load_s
+            longest_s = max(world.terms.min_residency_s, switching.TENURE_WORTH * price_s)
+            tenure_s = min(patience_s, longest_s)
             allowed |= waited_s >= patience_s and stayed_s >= tenure_s
         self._demand(allowed, f"{model} makes way too early")
 

@@ -18,7 +18,7 @@ onlooker        somebody who follows the states of all models
 
 from corral.fleet.engines import Engine, EngineDied, Engines, LlamaEngines
 from corral.fleet.fleet import Fleet
-from corral.fleet.lease import Lease
+from corral.fleet.lease import EngineLost, Lease
 from corral.fleet.memory import FleetMemory
 from corral.fleet.onlooker import Change, Onlooker
 from corral.fleet.queue_view import Waiter
@@ -28,6 +28,7 @@ __all__ = [
     "Change",
     "Engine",
     "EngineDied",
+    "EngineLost",
     "Engines",
     "Fleet",
     "FleetMemory",

@@ -24,7 +24,7 @@ from corral.drivers.ports import lowest_free_port
 from corral.drivers.reaper import Reaper
 from corral.formats import http1
 from corral.formats.engine_log import lost_its_port, ran_out_of_memory
-from corral.formats.slots import read_busy, read_total
+from corral.formats.slots import Slot, read_busy, read_total
 from corral.policy import launch
 from corral.policy.liveness import LOAD_STALL_S, LoadProgress, Sample, StallTimer
 from corral.policy.placement import Placement
@@ -79,8 +79,8 @@ class Engine(Protocol):
     async def slots(self) -> int | None:
         """On how many requests it works at a time, if it says so."""
 
-    async def busy_slots(self) -> int | None:
-        """On how many it works just now. None: it does not answer; one that won't say says none."""
+    async def busy_slots(self) -> tuple[Slot, ...] | None:
+        """On which tasks it works just now. None: it does not answer; one that won't say says none."""
 
     async def until_exit(self) -> str:
         """Wait until the process is gone; say how it went."""
@@ -152,12 +152,12 @@ class LlamaEngine:
         answer = await self._get("/props")
         return read_total(answer[1]) if answer is not None and answer[0] == 200 else None
 
-    async def busy_slots(self) -> int | None:
+    async def busy_slots(self) -> tuple[Slot, ...] | None:
         answer = await self._get("/slots")
         if answer is None:
             return None
         busy = read_busy(answer[1]) if answer[0] == 200 else None
-        return len(busy or ())  # with --no-slots there is nothing to go by but the socket, which is closed
+        return busy or ()  # with --no-slots there is nothing to go by but the socket, which is closed
 
     async def sample(self) -> Sample:
         answer = await self._get("/slots")

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 
 from corral import errors
 from corral.drivers import clock, tasks
@@ -50,6 +51,7 @@ from corral.policy.scheduler import (
     Stop,
     Terms,
     Ticket,
+    Usage,
     Wish,
 )
 
@@ -120,24 +122,19 @@ class Fleet:
             return
         name, abandoned = ticket.model, self._models[ticket.model].abandoned
         if lease.engine_goes_on and abandoned is not None and lease.engine.alive:
-            abandoned.add(ticket)
+            abandoned.add(partial(self._forget, ticket, lease.usage))
             self._carry_out(self._scheduler.abandon(ticket, now))
         else:
             self._carry_out(self._scheduler.depart(ticket, now, lease.usage))
         if self._models[name].state is ModelState.OFF and not self._scheduler.depth(name):
             self._engines.cool(name)
 
-    def _forget(self, ticket: Ticket) -> None:
+    def _forget(self, ticket: Ticket, usage: Usage | None) -> None:
         """The engine is through with an abandoned request."""
-        self._carry_out(self._scheduler.depart(ticket, clock.monotonic()))
+        self._carry_out(self._scheduler.depart(ticket, clock.monotonic(), usage))
 
     def hand_over(self, lease: Lease) -> None:
-        model = self._models[lease.ticket.model]
-        if model.engine is None or model.watchman is None:
-            raise errors.UpstreamError(f"{model.name!r} went away in the moment it was needed. Try again.")
-        lease.address = model.engine.address
-        lease.engine = model.engine
-        lease.on_silence = model.watchman.suspect
+        self._models[lease.ticket.model].hand_over(lease)
 
     # What others may know ----------------------------------------------------------------------
 
@@ -148,10 +145,7 @@ class Fleet:
         return self.queue.position(ticket)
 
     def statuses(self) -> dict[str, ModelStatus]:
-        return {model.name: self._status(model) for model in self._models.values()}
-
-    def _status(self, model: ManagedModel) -> ModelStatus:
-        return status(model, self.memory.held_bytes(model.name))
+        return {name: status(model, self.memory.held_bytes(name)) for name, model in self._models.items()}
 
     async def plan(self, models: Sequence[str]) -> list[Plan]:
         """What would become of a request for each of these. Nothing is changed, and nothing loaded."""
@@ -182,6 +176,8 @@ class Fleet:
     async def load(self, name: str) -> Address:
         """Bring a model up, as a request for it would; when it is ready to serve, where."""
         model = self._models[name]
+        if model.state is ModelState.READY and model.engine is not None:
+            return model.engine.address  # its queue may be full
         lease = self.lease(Wish(name, f"load of {name}"))
         try:
             self.arrive(lease)
@@ -195,13 +191,11 @@ class Fleet:
     def eject(self, name: str) -> bool:
         """Unload a model once what runs on it is through. False: there is nothing to unload."""
         model = self._models[name]
-        if model.state in (ModelState.STARTING, ModelState.LOADING):
-            self._move(model, Event.STOP)
-        elif model.state is ModelState.READY:
-            self._carry_out(self._scheduler.eject(name, clock.monotonic()))
-        elif model.state is ModelState.BACKOFF:
-            self._move(model, Event.STOP)  # it would come back by itself
+        if model.state in (ModelState.STARTING, ModelState.LOADING, ModelState.BACKOFF):
+            self._move(model, Event.STOP)  # after a pause it would come back by itself
             return True
+        if model.state is ModelState.READY:
+            self._carry_out(self._scheduler.eject(name, clock.monotonic()))
         return model.state in RESIDENT
 
     def reset(self, name: str) -> ManagedModel | None:
@@ -223,15 +217,17 @@ class Fleet:
 
     async def run(self) -> None:
         """Look at the fleet's own deadlines a few times a second, until it is stopped."""
-        await tasks.every(
-            TICK_S, lambda: self.tick(clock.monotonic()), "the fleet's clock", until=lambda: self._closing
-        )
+        tick, closing = lambda: self.tick(clock.monotonic()), lambda: self._closing
+        await tasks.every(TICK_S, tick, "the fleet's clock", until=closing)
 
     def tick(self, now: float) -> None:
         if self._closing:
             return
         for ticket in self._scheduler.overdue(now):
-            self._refuse(ticket, queue_timeout(ticket, now, self._scheduler.depth(ticket.model) - 1))
+            try:
+                self._refuse(ticket, queue_timeout(ticket, now, self._scheduler.depth(ticket.model) - 1))
+            except Exception:  # what follows from one refusal must not keep the others waiting for ever
+                log.exception("refusing request %s failed", ticket.wish.request_id)
         for model in self._models.values():
             if model.state is ModelState.BACKOFF and now >= model.retry_at:
                 self._try_again(model)
@@ -246,10 +242,7 @@ class Fleet:
 
     def _try_again(self, model: ManagedModel) -> None:
         """The pause after a death is over. Who waits for it may make room; else it must find some."""
-        if self._scheduler.depth(model.name):
-            self._move(model, Event.STOP)
-            return
-        if self._load_if_room(model.name) is False:
+        if self._scheduler.depth(model.name) or self._load_if_room(model.name) is False:
             self._move(model, Event.STOP)
 
     # Carrying out ------------------------------------------------------------------------------
@@ -303,7 +296,7 @@ class Fleet:
         model.state = next_state(model.state, event)
         self._publish(model)
         # Before the next state, into which what follows may lead within this very call.
-        self._announce(Change(model.name, self._status(model)))
+        self._announce(Change(model.name, status(model, self.memory.held_bytes(model.name))))
         if model.state is ModelState.STARTING:
             model.load_began_at = clock.monotonic()
             tasks.spawn(keep(model, self._engines, self.memory, self), f"the keeper of {model.name}")
@@ -333,9 +326,8 @@ class Fleet:
         if slots is not None:
             self._scheduler.slots_are(model.name, slots)
         watchman = model.watchman = Watchman(model.name, engine, lambda: self._scheduler.running(model.name))
-        model.abandoned = Abandoned(
-            model.name, engine, self._scheduler, self._forget, watchman.suspect, self._request_timeout_s
-        )
+        suspect, patience_s = watchman.suspect, self._request_timeout_s
+        model.abandoned = Abandoned(model.name, engine, self._scheduler, suspect, patience_s)
         tasks.spawn(watchman.walk(), f"the watchman of {model.name}")
         seconds = model.ready_at - model.load_began_at
         self._metrics.model_load_seconds.labels(model.name).observe(seconds)
@@ -346,9 +338,8 @@ class Fleet:
                 lease.settle()  # a load is through now, with or without a slot
 
     def stopped(self, model: ManagedModel) -> None:
-        model.lose_engine()
         log.info("%s is off", model.name)
-        self._move(model, Event.EXITED)
+        self._end(model, Event.EXITED)
 
     def died(self, model: ManagedModel, how: str) -> None:
         """Nobody asked it to go. Pause and try again, or give up; tell those who waited for the load."""
@@ -358,15 +349,21 @@ class Fleet:
             # Once more at once. Who waits, waits on.
             model.died_loading, model.retry_at, model.settled = False, now, False
         self.memory.gone(model.name, reaped=True)
-        model.lose_engine()
         model.good_spell_s = 0.0
         log.warning("%s died (%d): %s", model.name, model.deaths.count, model.last_words)
-        self._move(model, Event.DIED)
+        self._end(model, Event.DIED)
         if model.deaths.too_many:
             log.error("%s is given up after %d deaths", model.name, model.deaths.count)
             self._move(model, Event.GIVE_UP)
         if model.died_loading or model.state is ModelState.FAILED:
             self._carry_out(self._scheduler.refuse_waiting(model.name, failure(model)))
+
+    def _end(self, model: ManagedModel, event: Event) -> None:
+        """Its process is gone, and with it whatever it went on with that nobody waited for."""
+        abandoned = model.lose_engine()
+        self._move(model, event)
+        if abandoned is not None:  # no sooner: the scheduler would grant the slots of a dead process
+            abandoned.let_go()
 
     def _is_curable(self, model: ManagedModel) -> bool:
         """Whether what a load died of can be helped: another port, or everything idle out of the way."""

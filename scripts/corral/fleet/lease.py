@@ -20,6 +20,16 @@ from corral.policy.scheduler import Ticket, Usage
 DEATH_NOTICE_S = 1.0
 
 
+class EngineLost(errors.UpstreamError):
+    """The process died before a byte of the answer came, and nobody had asked it to go."""
+
+    def __init__(self, message: str, *, was_there: bool) -> None:
+        super().__init__(message)
+        self.was_there = was_there  # whether the request had reached it
+        if was_there:
+            self.should_retry = False
+
+
 class Door(Protocol):
     """The side of the fleet that a lease talks to."""
 
@@ -27,7 +37,7 @@ class Door(Protocol):
     def depart(self, lease: Lease) -> None: ...
     def position(self, ticket: Ticket) -> int: ...
     def hand_over(self, lease: Lease) -> None:
-        """Tell a granted lease where its slot is: address, engine, watchman."""
+        """Tell a granted lease where its slot is: address, engine, watchman. Raises EngineLost."""
 
 
 class Lease:

@@ -11,6 +11,7 @@ from corral import errors
 from corral.drivers import clock
 from corral.fleet.abandoned import Abandoned
 from corral.fleet.engines import Engine
+from corral.fleet.lease import EngineLost, Lease
 from corral.fleet.watchman import Watchman
 from corral.formats.status import ModelState, ModelStatus
 from corral.policy.lifecycle import Deaths
@@ -61,8 +62,19 @@ class ManagedModel:
         self.retry_at = now + self.deaths.pause_s(luck)
         self.settled = True
 
-    def lose_engine(self) -> None:
-        self.engine = self.watchman = self.abandoned = None
+    def hand_over(self, lease: Lease) -> None:
+        """Tell a granted lease where its slot is."""
+        if self.engine is None or self.watchman is None:
+            words = f"{self.name!r} went away in the moment it was needed. Try again."
+            raise EngineLost(words, was_there=False)
+        lease.address = self.engine.address
+        lease.engine = self.engine
+        lease.on_silence = self.watchman.suspect
+
+    def lose_engine(self) -> Abandoned | None:
+        """Its process is gone. What was abandoned on it is to be let go, once nothing is granted there."""
+        abandoned, self.engine, self.watchman, self.abandoned = self.abandoned, None, None, None
+        return abandoned
 
 
 class Memory(Admission, Protocol):

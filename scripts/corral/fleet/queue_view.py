@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from corral.drivers import clock
 from corral.policy.scheduler import QueueStats, Scheduler, Ticket
 
-# Each costs a look at all the others.
 WAITERS_MAX = 100
 
 
@@ -47,9 +47,9 @@ class QueueView:
     def waiters(self, model: str, chosen: Callable[[Ticket], bool]) -> list[Waiter]:
         """Some of those who wait for a model, the next one first; not more than anybody would read."""
         now = clock.monotonic()
-        waiters = []
-        for ticket in self._scheduler.waiting(model, chosen)[:WAITERS_MAX]:
-            position = self._scheduler.position(ticket, now)
-            still_s = self._scheduler.wait_s(model, position, now)
-            waiters.append(Waiter(ticket, position, now - ticket.arrived_at, still_s))
-        return sorted(waiters, key=lambda waiter: waiter.position)
+        places = enumerate(self._scheduler.waiting(model, now), 1)
+        shown = itertools.islice(((n, ticket) for n, ticket in places if chosen(ticket)), WAITERS_MAX)
+        return [
+            Waiter(ticket, position, now - ticket.arrived_at, self._scheduler.wait_s(model, position, now))
+            for position, ticket in shown
+        ]

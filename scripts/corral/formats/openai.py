@@ -28,8 +28,8 @@ class Intent(NamedTuple):
     max_tokens: int | None = None  # the most that is to be generated, where the request says so
 
 
-# OpenAI's two names, and llama.cpp's own.
-MAX_TOKENS_NAMES = ("max_completion_tokens", "max_tokens", "n_predict")
+# OpenAI's three names, of which the last is that of /v1/responses, and llama.cpp's own.
+MAX_TOKENS_NAMES = ("max_completion_tokens", "max_tokens", "max_output_tokens", "n_predict")
 
 
 def read_intent(body: bytes, content_type: str) -> Intent:

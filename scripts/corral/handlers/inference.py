@@ -15,7 +15,7 @@ from corral import errors
 from corral.catalogue import Model
 from corral.drivers import clock
 from corral.drivers.http_client import Answer, BackendGone
-from corral.fleet import Lease
+from corral.fleet import EngineLost, Lease
 from corral.formats import http1, json_outline, openai, sse
 from corral.formats.openai import Intent
 from corral.formats.status import ModelState
@@ -37,16 +37,6 @@ STREAMS = frozenset(
     | {"/chat/completions", "/completions", "/invocations"}
 )
 LOADED_OR_LOADING = frozenset({ModelState.STARTING, ModelState.LOADING, ModelState.READY})
-
-
-class EngineLost(errors.UpstreamError):
-    """The process died before a byte of its answer came, and nobody had asked it to go."""
-
-    should_retry = False
-
-    def __init__(self, message: str, *, was_there: bool) -> None:
-        super().__init__(message)
-        self.was_there = was_there
 
 
 async def infer(gate: Gate, call: Call) -> None:

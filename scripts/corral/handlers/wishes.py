@@ -67,6 +67,6 @@ def charge(call: Call, wish: Wish, status: int) -> Usage | None:
     if exchange.is_event_stream and not exchange.finished:
         # Broken off before the engine could report. Each token came in an event of its own.
         generated = max(generated or 0, exchange.bytes_sent // BYTES_PER_EVENT)
-    if prompt is None and generated is None:
+    if prompt is None and generated is None and not exchange.finished:
         return None
     return Usage(wish.prompt_tokens if prompt is None else prompt, generated or 0)

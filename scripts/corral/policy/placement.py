@@ -56,6 +56,11 @@ class Placement:
     tensor_split: tuple[int, ...] = ()  # empty with less than two GPUs
 
     @property
+    def devices(self) -> tuple[str, ...]:
+        """Whose memory it is about: the GPUs, or the host's where there are none."""
+        return self.gpus or (HOST,)
+
+    @property
     def needs(self) -> dict[str, int]:
         """Bytes by device id, the host's included."""
         return {**dict(zip(self.gpus, self.gpu_bytes, strict=True)), HOST: self.host_bytes}

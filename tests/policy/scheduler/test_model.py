@@ -99,7 +99,7 @@ def test_as_a_resident_it_is_as_urgent_as_those_who_wait_for_it() -> None:
     assert view.as_resident(40.0) == Resident(6.0, 35.0, Priority.NORMAL, Priority.LOW, inf)
 
 
-def test_it_is_a_claimant_only_if_somebody_waits_who_may_be_served() -> None:
+def test_it_is_a_claimant_if_somebody_waits_also_behind_others_of_its_own_key() -> None:
     view = a_view()
     assert view.as_claimant(1.0) is None
     waiting(view, 2.0, Priority.HIGH)
@@ -107,7 +107,7 @@ def test_it_is_a_claimant_only_if_somebody_waits_who_may_be_served() -> None:
     assert view.as_claimant(5.0) == Claimant(6.0, 4.0, Priority.HIGH, Priority.HIGH)
     for line in view.queue.lines_of("-"):
         view.queue.hold(line)
-    assert view.as_claimant(5.0) is None
+    assert view.as_claimant(5.0) == Claimant(6.0, 4.0, Priority.LOW, Priority.LOW)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_it_is_a_claimant_only_if_somebody_waits_who_may_be_served() -> None:
         (ModelState.STARTING, 4.0),
         (ModelState.LOADING, 4.0),
         (ModelState.READY, 0.0),
-        (ModelState.DRAINING, 0.0),
+        (ModelState.DRAINING, 6.0),
         (ModelState.STOPPING, 6.0),
     ],
     ids=lambda value: value.value if isinstance(value, ModelState) else "",

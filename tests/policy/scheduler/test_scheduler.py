@@ -127,10 +127,10 @@ def test_who_was_refused_at_the_door_has_nothing_to_give_back(wishes: dict[str, 
 def test_a_free_slot_goes_to_the_highest_class_and_within_it_to_the_key_that_had_least() -> None:
     herd = scheduler()
     ready(herd, "a")
-    greedy = [arrive(herd, "a", 1.0, key_id="greedy")[0] for _ in range(5)]
-    low, _ = arrive(herd, "a", 1.0, key_id="low", priority=LOW)
-    single, _ = arrive(herd, "a", 2.0, key_id="single")
-    high, _ = arrive(herd, "a", 3.0, key_id="high", priority=HIGH)
+    greedy = [arrive(herd, "a", 1.0, key_id="greedy", prompt_tokens=10)[0] for _ in range(5)]
+    low, _ = arrive(herd, "a", 1.0, key_id="low", prompt_tokens=10, priority=LOW)
+    single, _ = arrive(herd, "a", 2.0, key_id="single", prompt_tokens=10)
+    high, _ = arrive(herd, "a", 3.0, key_id="high", prompt_tokens=10, priority=HIGH)
     order = greedy[:1]
     while granted := [action.ticket for action in herd.depart(order[-1], 4.0) if isinstance(action, Grant)]:
         order += granted
@@ -296,7 +296,7 @@ def test_positions_and_those_who_wait_can_be_asked_for() -> None:
     low, _ = arrive(herd, "a", 2.0, priority=LOW)
     normal, _ = arrive(herd, "a", 3.0, key_id="k")
     assert (herd.position(normal, 3.0), herd.position(low, 3.0)) == (1, 2)
-    assert herd.waiting("a", lambda ticket: ticket.key_id == "k") == [normal]
+    assert herd.waiting("a", 3.0) == [normal, low]
     assert herd.anybody_waits
     assert not scheduler().anybody_waits
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from corral import errors
-from corral.policy.scheduler import Grant, Load, ModelLimits
+from corral.formats.status import ModelState
+from corral.policy.scheduler import Drain, Grant, Load, ModelLimits, Stop
 from tests.policy.scheduler.guarded import ONE_SLOT, SOMEWHERE, arrive, ready, scheduler
 
 TWO_SLOTS = ModelLimits(slots=2, pinned=False, queue_max=10)
@@ -87,14 +88,18 @@ def test_who_leaves_the_front_of_a_held_line_may_let_the_next_one_go() -> None:
     assert herd.depart(leaving, 5.0) == [Grant(unlimited)]
 
 
-def test_nothing_that_nobody_is_allowed_to_run_is_loaded() -> None:
-    herd = scheduler(a=ONE_SLOT, b=ONE_SLOT)
+def test_a_model_is_got_ready_for_a_request_that_waits_behind_others_of_its_own_key() -> None:
+    """A key with hundreds of requests for one model need not wait for them all with its one for another."""
+    herd = scheduler(1, a=ONE_SLOT._replace(queue_max=500), b=ONE_SLOT)
     ready(herd, "a")
-    running, _ = arrive(herd, "a", 1.0, key_id="k", max_parallel=1)
-    held, nothing = arrive(herd, "b", 2.0, key_id="k", max_parallel=1)
-    assert nothing == []
-    assert herd.reconsider(100.0) == []
-    assert herd.depart(running, 101.0) == [Load("b", SOMEWHERE)]
+    limited = {"key_id": "k", "max_parallel": 1, "prompt_tokens": 10}
+    running, _ = arrive(herd, "a", 1.0, **limited)
+    held, actions = arrive(herd, "b", 2.0, **limited)
+    assert actions == [Drain("a", "room")]
+    for _ in range(400):
+        arrive(herd, "a", 3.0, **limited)
+    assert herd.depart(running, 101.0) == [Stop("a")]
+    assert herd.model_is("a", ModelState.OFF, 101.0) == [Load("b", SOMEWHERE)]
     assert ready(herd, "b", 102.0) == [Grant(held)]
 
 

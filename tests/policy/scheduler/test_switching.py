@@ -33,15 +33,22 @@ def test_patience_is_never_more_than_a_quarter_of_what_the_queue_allows() -> Non
 
 
 @pytest.mark.parametrize(
-    ("load_s", "ready_for_s", "goes"),
-    [(10.0, 19.9, False), (10.0, 20.0, True), (1.0, 11.9, False), (1.0, 12.0, True)],
-    ids=["shorter than its residency", "as long", "shorter than the patience", "as long as that"],
+    ("load_s", "min_residency_s", "ready_for_s", "goes"),
+    [
+        (1.0, 8.0, 7.9, False),  # the residency
+        (1.0, 8.0, 8.0, True),
+        (10.0, 8.0, 23.9, False),  # twice the price
+        (10.0, 8.0, 24.0, True),
+        (1.0, 20.0, 11.9, False),  # no longer than the patience
+        (1.0, 20.0, 12.0, True),
+    ],
 )
-def test_it_stays_for_its_residency_or_for_the_patience_if_that_is_less(
-    load_s: float, ready_for_s: float, goes: bool
+def test_it_stays_for_its_residency_or_for_what_the_switch_is_worth(
+    load_s: float, min_residency_s: float, ready_for_s: float, goes: bool
 ) -> None:
+    terms = TERMS._replace(min_residency_s=min_residency_s)
     resident = BUSY._replace(load_s=load_s, ready_for_s=ready_for_s)
-    assert yields(resident, WAITING._replace(waited_s=200.0), TERMS) is goes
+    assert yields(resident, WAITING._replace(waited_s=200.0), terms) is goes
 
 
 def test_a_higher_class_waits_for_the_price_alone_and_shortens_the_residency() -> None:

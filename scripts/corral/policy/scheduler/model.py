@@ -6,10 +6,11 @@ from math import inf
 from typing import NamedTuple
 
 from corral.formats.status import ModelState
+from corral.policy.placement import Placement
 from corral.policy.scheduler.pace import Pace
 from corral.policy.scheduler.queue import Queue
 from corral.policy.scheduler.switching import Claimant, Resident
-from corral.policy.scheduler.ticket import Ticket, Usage, cost
+from corral.policy.scheduler.ticket import NOTHING, Ticket, Usage, cost
 
 
 class ModelLimits(NamedTuple):
@@ -43,6 +44,7 @@ class ModelView:
         "pace",
         "pinned",
         "place_at",
+        "placement",
         "queue",
         "queue_max",
         "refused",
@@ -63,6 +65,7 @@ class ModelView:
         self.queue = Queue(aging_s)
         self.state = ModelState.OFF
         self.since = now  # that it is in this state
+        self.placement: Placement | None = None  # where it is, or was last
         self.running: set[Ticket] = set()
         self.abandoned = 0  # of those that run
         self.used_at = now
@@ -102,6 +105,8 @@ class ModelView:
 
     def estimate(self, ticket: Ticket) -> float:
         """What a request will probably cost its key."""
+        if not ticket.wish.prompt_tokens:
+            return 0.0  # nothing to read, nothing to write
         usual, most = self.pace.generated_tokens.value, ticket.wish.max_tokens
         return cost(ticket.wish.prompt_tokens, usual if most is None else min(usual, most))
 
@@ -111,12 +116,12 @@ class ModelView:
         self.running.discard(ticket)
         self.abandoned -= ticket.abandoned
         self.served += 1
-        if ticket.wish.prompt_tokens:  # who asked for nothing to be done says nothing of how long it takes
+        if ticket.wish.prompt_tokens and usage != NOTHING:  # else it says nothing of how long work takes
             self.pace.service_s.learn(now - ticket.granted_at)
         if usage is not None:
             self.queue.settle(ticket, cost(*usage))
-        if usage:
-            self.pace.generated_tokens.learn(usage.generated_tokens)
+            if usage.generated_tokens:
+                self.pace.generated_tokens.learn(usage.generated_tokens)
 
     # Switching ---------------------------------------------------------------------------------
 
@@ -128,7 +133,11 @@ class ModelView:
         """None if nobody waits who could be served."""
         urgency, oldest = self.queue.urgency(now), self.queue.oldest()
         if urgency is None or oldest is None:
-            return None
+            # A key that runs as many as it may will run this one too, when its time has come.
+            oldest = self.queue.oldest_held()
+            if oldest is None:
+                return None
+            urgency = int(oldest.priority), int(oldest.priority)
         return Claimant(self.pace.load_s.value, now - oldest.arrived_at, *urgency)
 
     # Forecasts ---------------------------------------------------------------------------------
@@ -139,7 +148,7 @@ class ModelView:
         return self.pace.service_s.value / self.slots
 
     def until_ready_s(self, now: float) -> float:
-        if self.state in (ModelState.READY, ModelState.DRAINING):
+        if self.state is ModelState.READY:
             return 0.0
         loads = self.state in (ModelState.STARTING, ModelState.LOADING)
         return max(0.0, self.pace.load_s.value - (now - self.since if loads else 0.0))

@@ -80,6 +80,8 @@ class Places:
     @property
     def has_claims(self) -> bool:
         """Whether somebody may wait for a model that is not there."""
+        if not self.wanted:
+            return False
         return any(view.state is ModelState.OFF for view in self.wanted.values())
 
     def outlook(self) -> Outlook:
@@ -96,44 +98,39 @@ class Places:
 
     # Coming ------------------------------------------------------------------------------------
 
-    def make_loads(self, refuse: Refusal, now: float) -> list[Action]:
-        """Load what is waited for, the most urgent first, as far as there is room or room can be made."""
-        claims = self._claims(now)
-        settled = self._settled(now) if claims else []
-        on_their_way = self._on_their_way
-        actions: list[Action] = []
-        for claim in claims:
-            if not self.full:
-                actions += self._admit(claim, settled, refuse, now)
-            elif on_their_way > 0:
-                on_their_way -= 1
-            elif victim := next(self._yielding(claim, settled), None):
-                actions += self._make_way(victim, now)
-        return actions
+    def make_loads(self, refuse: Refusal, now: float, *, may_evict: bool = True) -> list[Action]:
+        """Load what is waited for, the most urgent first, as far as there is room or room can be made.
 
-    def fill(self, refuse: Refusal, now: float) -> list[Action]:
-        """A place has come free: give it, and whatever else is free, to the most urgent."""
+        Where room is being made for somebody, nobody less urgent gets it; and while somebody who has been
+        patient waits for a tenure to end, nobody less urgent sends anybody away. Small models, which load
+        quickly, would else take a large one's room piece by piece, for as long as they are wanted.
+        """
         claims = self._claims(now)
-        settled = self._settled(now) if claims else []
+        settled = self._settled(now) if claims and may_evict else []
+        on_their_way = self._on_their_way
+        promised: set[str] = set()
         actions: list[Action] = []
         for claim in claims:
-            if self.full:
-                break
-            actions += self._admit(claim, settled, refuse, now)
+            if self.full and on_their_way > 0:
+                on_their_way -= 1
+                continue
+            yielding = list(self._yielding(claim, settled))
+            decision = self._ask(claim, yielding)
+            follows = self._admit(claim, decision, yielding, promised, refuse, now)
+            actions += follows
+            waits = isinstance(decision, Place) or (
+                isinstance(decision, Wait) and decision.reason is Reason.BUSY
+            )
+            if waits and not follows and self._has_been_patient(claim, settled):
+                settled = []
         return actions
 
     def offer(self, view: ModelView, refuse: Refusal, now: float) -> list[Action]:
         """Nobody waits for this ready model any more: it may be worth less than its place to somebody."""
-        resident, on_their_way = view.as_resident(now), self._on_their_way
-        for claim in self._claims(now):
-            if self.full and on_their_way > 0:
-                on_their_way -= 1
-            elif not view.pinned and switching.yields(resident, claim.claimant, self._terms):
-                # Another may be the better one to go, now that it comes to that.
-                settled = self._settled(now)
-                if self.full:
-                    return self._make_way(next(self._yielding(claim, settled)), now)
-                return self._admit(claim, settled, refuse, now)
+        resident = view.as_resident(now)
+        claimants = (claim.claimant for claim in self._unsorted_claims(now))
+        if any(switching.yields(resident, claimant, self._terms) for claimant in claimants):
+            return self.make_loads(refuse, now)  # another may be the better one to go
         return []
 
     @property
@@ -154,7 +151,7 @@ class Places:
     def _unsorted_claims(self, now: float) -> Iterable[Claim]:
         for view in self.wanted.values():
             if view.state is ModelState.OFF and (claimant := view.as_claimant(now)) is not None:
-                oldest = view.queue.oldest()
+                oldest = view.queue.oldest() or view.queue.oldest_held()
                 assert oldest is not None
                 level, since = claimant.level, oldest.arrived_at
                 if since < view.gave_way_at:
@@ -164,29 +161,58 @@ class Places:
                     level = max(level, claimant.base - int((now - since) / self._terms.aging_s))
                 yield Claim(level, since, oldest.number, view, claimant)
 
-    def _admit(self, claim: Claim, settled: Iterable[Settled], refuse: Refusal, now: float) -> list[Action]:
-        """Ask the guard about a model that is waited for, and do as it says."""
-        yielding = list(self._yielding(claim, settled))
+    def _ask(self, claim: Claim, yielding: Sequence[ModelView]) -> Decision:
+        """Ask the guard about a model that is waited for."""
         idle = [view.name for view in yielding if view.is_idle]
         would = [view.name for view in yielding if not view.is_idle]
         # The guard looks for the fewest that must go, from the front: first those that would.
         others = [name for name in self._others(idle) if name not in would]
-        match self._admission.decide(claim.view.name, idle, [*would, *others]):
-            case Place(placement):
+        return self._admission.decide(claim.view.name, idle, [*would, *others])
+
+    def _admit(
+        self,
+        claim: Claim,
+        decision: Decision,
+        yielding: Sequence[ModelView],
+        promised: set[str],
+        refuse: Refusal,
+        now: float,
+    ) -> list[Action]:
+        """Do as the guard says."""
+        would = [view.name for view in yielding]
+        chosen: Sequence[str] = ()
+        match decision:
+            case Place(placement) if not promised.isdisjoint(placement.devices):
+                pass  # that room is somebody else's
+            case Place(placement) if not self.full:
                 return [self.load(claim.view, placement, now)]
+            case Place():
+                chosen = would[:1]  # there is memory, but no place
             case EvictFirst(models):
                 chosen = models
             case Wait(Reason.BUSY | Reason.FOREIGN, models) if not self._stay(models, would):
-                chosen = tuple(name for name in models if name in would)
+                chosen = [name for name in models if name in would]
+                promised.update(*map(self._devices, models))
+            case Wait(Reason.RELEASING | Reason.LOADING, models):
+                promised.update(*map(self._devices, models))  # it will happen by itself
             case Impossible() as impossible:
                 return refuse(claim.view.name, self._admission.refusal(impossible))
-            case _:
-                return []  # what is waited for will happen
+        promised.update(*map(self._devices, chosen))
         return [action for each in chosen for action in self._make_way(self._models[each], now)]
 
-    def _stay(self, models: Iterable[str], would: list[str]) -> bool:
+    def _stay(self, models: Iterable[str], would: Sequence[str]) -> bool:
         """Whether some of these models keep their place: then it is no use if the others go already."""
         return any(self._models[name].state not in LEAVING for name in models if name not in would)
+
+    def _has_been_patient(self, claim: Claim, settled: Iterable[Settled]) -> bool:
+        return any(
+            switching.has_been_patient(resident, claim.claimant, self._terms) for _, resident in settled
+        )
+
+    def _devices(self, model: str) -> Sequence[str]:
+        """Where a model is, or where it was last."""
+        view = self._models.get(model)
+        return () if view is None or view.placement is None else view.placement.devices
 
     def load_if_room(self, view: ModelView, now: float) -> tuple[list[Action], bool]:
         """Load a model if nothing has to go for it; and whether it is worth asking again in a moment."""
@@ -202,6 +228,7 @@ class Places:
 
     def load(self, view: ModelView, placement: Placement, now: float) -> Load:
         self._admission.reserve(view.name, placement)
+        view.placement = placement
         self.becomes(view, ModelState.STARTING, now)
         return Load(view.name, placement)
 

@@ -28,6 +28,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sized
 from heapq import heapify, heappop, heappush
+from math import inf
 from typing import NamedTuple
 
 from corral.formats.priority import Priority
@@ -123,6 +124,8 @@ class Queue:
 
     def next(self, now: float) -> Ticket | None:
         """Whose turn it is, if anybody's."""
+        if not self._size:
+            return None
         self._age(now)
         for heap in self._heaps:
             if (entry := self._top(heap)) is not None:
@@ -142,10 +145,14 @@ class Queue:
 
     def pass_by(self, ticket: Ticket, estimate: float) -> None:
         """Nobody waits and a slot is free: it is charged like everybody else, and never waits."""
-        level = int(ticket.priority)
-        self._lift(ticket.key_id, level)
-        self._floors[level] = max(self._floors[level], self._counter(ticket.key_id, level))
-        self.charge(ticket, level, estimate)
+        level, floor = int(ticket.priority), self._floors[ticket.priority]
+        count = self._counters[level].get(ticket.key_id, floor)
+        if count > floor:
+            self._floors[level] = count
+        else:
+            count = floor  # as with `_lift`
+        ticket.charged_to, ticket.charged = level, estimate
+        self._write(ticket.key_id, level, count + estimate)
 
     def hold(self, line: Line) -> None:
         """Its key runs as many as it may: until that changes, it does not compete, and does not age."""
@@ -193,7 +200,7 @@ class Queue:
         counters[key_id] = count
         if len(counters) > COUNTERS_MAX + 2 * len(self._lines):
             self._forget(level)
-        for base in range(level, BOTTOM + 1):
+        for base in range(level, BOTTOM + 1) if self._lines else ():
             line = self._lines.get((key_id, base))
             if line is not None and line.entry is not None and line.level == level:
                 self._file(line)
@@ -309,6 +316,23 @@ class Queue:
                 return line.first
             heappop(heap)
         return None
+
+    def oldest_held(self) -> Ticket | None:
+        """Who has waited longest of those whose keys run as many as they may."""
+        firsts = [line.first for line in self._lines.values() if line.is_held]
+        return min(firsts, key=lambda ticket: (ticket.arrived_at, ticket.number), default=None)
+
+    def in_order(self, now: float) -> list[Ticket]:
+        """All who wait, as they would be let through if nobody else came and all cost the same."""
+        self._age(now)
+        places = []
+        for line in self._lines.values():
+            rank = (line.entry.rank, line.entry.arrived_at) if line.entry is not None else (inf, inf)
+            for turn, ticket in enumerate(line.tickets):
+                level = line.base if turn else line.level
+                places.append((line.is_held, level, turn, rank, ticket.number, ticket))
+        places.sort(key=lambda place: place[:-1])
+        return [place[-1] for place in places]
 
     def tickets(self, chosen: Callable[[Ticket], bool] = lambda _: True) -> list[Ticket]:
         return [ticket for line in self._lines.values() for ticket in line.tickets if chosen(ticket)]

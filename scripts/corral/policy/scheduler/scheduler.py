@@ -12,7 +12,7 @@ cut off, and models don't take turns faster than is good for anybody.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from heapq import heapify, heappop, heappush
 
 from corral import errors
@@ -78,8 +78,9 @@ class Scheduler:
             else stats._replace(next_wait_s=self.wait_s(model, stats.waiting + 1, now))
         )
 
-    def waiting(self, model: str, chosen: Callable[[Ticket], bool]) -> list[Ticket]:
-        return self._models[model].queue.tickets(chosen)
+    def waiting(self, model: str, now: float) -> list[Ticket]:
+        """All who wait for a model, as they would be let through."""
+        return self._models[model].queue.in_order(now)
 
     def position(self, ticket: Ticket, now: float) -> int:
         """Which it is in its queue, as far as one can know: 1 is next."""
@@ -137,14 +138,14 @@ class Scheduler:
             view.refused += 1
             raise errors.QueueFull(
                 f"{len(view.queue)} requests are waiting for {ticket.model!r} already. Try again later.",
-                retry_after_s=view.promise_place(now),
+                retry_after_s=self._places.wait_for_place_s(view, now) + view.promise_place(now),
             )
         if ticket.wish.max_waiting is not None and key.waiting >= ticket.wish.max_waiting:
             view.refused += 1
             raise errors.ConcurrencyLimitExceeded(
                 f"{key.running} requests of this key are running and {key.waiting} are waiting, as many as "
                 "it may have. Try again when some are through.",
-                retry_after_s=view.wait_s(1, now),
+                retry_after_s=self.wait_s(ticket.model, 1, now),
             )
 
     def depart(self, ticket: Ticket, now: float, usage: Usage | None = None) -> list[Action]:
@@ -182,6 +183,7 @@ class Scheduler:
         while self._deadlines and self._deadlines[0][0] <= now:
             ticket = heappop(self._deadlines)[2]
             if ticket.waits:
+                self._models[ticket.model].refused += 1
                 found.append(ticket)
         return found
 
@@ -190,6 +192,7 @@ class Scheduler:
         view = self._models[model]
         refused = sorted(view.queue.tickets(), key=lambda ticket: ticket.number)
         for ticket in refused:
+            view.refused += 1
             self._leave_queue(view, ticket)
         return [Refuse(ticket, error) for ticket in refused]
 
@@ -240,7 +243,7 @@ class Scheduler:
             return actions
         for view in views:
             if view.state not in RESIDENT:
-                actions += self._places.fill(self.refuse_waiting, now)
+                actions += self._places.make_loads(self.refuse_waiting, now, may_evict=False)
             elif view.state is ModelState.READY and not view.queue:
                 # While others wait for it, it keeps its place until the clock says otherwise.
                 actions += self._places.offer(view, self.refuse_waiting, now)
@@ -281,7 +284,6 @@ class Scheduler:
     def _leave_queue(self, view: ModelView, ticket: Ticket) -> None:
         """Out of the queue without having been served."""
         ticket.released = True
-        view.refused += 1
         key = self._keys[ticket.key_id]
         view.queue.remove(ticket)
         self._left_queue(view, key, ticket)

@@ -4,15 +4,18 @@ A switch costs the seconds in which one model is loaded, and later on those in w
 loaded again; both are measured. A model in use is therefore not sent away for the first request that
 waits for another. It keeps its place until all of this holds:
 
-    tenure     it has been ready for `min_residency_s`, or for as long as the patience below, if that is less
+    tenure     it has been ready for `min_residency_s` or twice the price, whichever is longer; but not for
+               longer than the patience below
     patience   the oldest request for the other model has waited `WORTH` times the price of a switch,
                but never more than a quarter of `queue_timeout_s`; meanwhile others like it gather, and
                are served together
     rank       nobody of a higher class waits for it
 
-A request of a higher class needs no more patience than the price itself: switches can't take more than
-half of the time, however many such requests come. One of a lower class has to wait until it has risen.
-What runs is never cut off.
+So two models that are always wanted spend no more than a fifth of their time on switches. A request of a
+higher class needs no more patience than the price itself: then it is a third, however many such requests
+come. Both hold for as long as a quarter of `queue_timeout_s` is more than four prices, or one; where loads
+take longer than that, nobody is made to wait until there is no time left to be served. One of a lower class
+has to wait until it has risen. What runs is never cut off.
 
 A model for which nobody waits at this moment may still be worth its place: if its requests come faster
 than a switch would take, the next one is here before the other model is. It keeps its place for as long
@@ -24,8 +27,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-# With this, two models that are always wanted spend an eighth of their time on switches.
 WORTH = 4.0
+TENURE_WORTH = 2.0
 WORTH_TO_HIGHER_CLASS = 1.0
 PATIENCE_SHARE = 0.25
 # The fleet looks at its clock that often: to hold a place for less makes nobody faster.
@@ -61,15 +64,20 @@ class Claimant(NamedTuple):
 
 def yields(resident: Resident, claimant: Claimant, terms: Terms) -> bool:
     """Whether the resident model makes way for the other one now."""
-    patience = patience_s(resident, claimant, terms)
-    tenure_s = min(terms.min_residency_s, patience)
-    if claimant.waited_s >= patience and resident.ready_for_s >= tenure_s:
-        # Aging lifts a request to its opponents' class, and defends theirs; it makes nobody higher.
-        return resident.base is None or claimant.level <= resident.base
+    price_s = resident.load_s + claimant.load_s
+    if has_been_patient(resident, claimant, terms):
+        longest_s = max(terms.min_residency_s, TENURE_WORTH * price_s)
+        return resident.ready_for_s >= min(longest_s, patience_s(resident, claimant, terms))
     if resident.level is not None:
         return False
-    price_s = resident.load_s + claimant.load_s
     return price_s < WORTH_HOLDING_S or resident.gap_s >= price_s
+
+
+def has_been_patient(resident: Resident, claimant: Claimant, terms: Terms) -> bool:
+    """Whether nothing but its tenure keeps the resident model in its place."""
+    # Aging lifts a request to its opponents' class, and defends theirs; it makes nobody higher.
+    is_no_lower = resident.base is None or claimant.level <= resident.base
+    return is_no_lower and claimant.waited_s >= patience_s(resident, claimant, terms)
 
 
 def patience_s(resident: Resident, claimant: Claimant, terms: Terms) -> float:

@@ -40,13 +40,10 @@ class Wish(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """The tokens of one request, as the engine reported them. False if it came to nothing."""
+    """The tokens of one request, as the engine reported them."""
 
     prompt_tokens: int
     generated_tokens: int
-
-    def __bool__(self) -> bool:
-        return any(self)
 
 
 # Of a request that came to nothing.
