@@ -114,7 +114,9 @@ class Fleet:
         self._leases[lease.ticket] = lease
         if model.state is ModelState.OFF:
             self._engines.warm(model.name)
-        self._carry_out(self._scheduler.arrive(lease.ticket, clock.monotonic()))
+        actions = self._scheduler.arrive(lease.ticket, clock.monotonic())
+        if lease.ticket.granted_at is None or len(actions) > 1:  # else it has its slot, and nobody to wake
+            self._carry_out(actions)
 
     def depart(self, lease: Lease) -> None:
         ticket, now = lease.ticket, clock.monotonic()

@@ -27,9 +27,13 @@ class TokenCounts(NamedTuple):
     generated: int | None
 
 
+NOTHING_SAID = TokenCounts(None, None)
+
+
 def read(first: bytes, last: bytes) -> TokenCounts:
     """The figures in an answer's first and last bytes. The last word counts."""
-    begin, end = first[:WINDOW_BYTES], last[-WINDOW_BYTES:]
+    end = last[-WINDOW_BYTES:]
+    begin = b"" if first is end else first[:WINDOW_BYTES]  # a short answer is both
     return TokenCounts(_best(_PROMPT, begin, end), _best(_GENERATED, begin, end))
 
 

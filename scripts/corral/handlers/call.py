@@ -10,7 +10,7 @@ from urllib.parse import parse_qs
 from corral import errors
 from corral.drivers.http_server import Exchange
 from corral.formats.priority import Priority
-from corral.formats.usage import TokenCounts
+from corral.formats.usage import NOTHING_SAID
 
 # An id that a client may choose: it goes into headers, logs and the engine's requests as it is.
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -60,7 +60,7 @@ class Call:
         self.first_byte_at: float | None = None
         self.ended_at = 0.0
         # As the engine reported them.
-        self.tokens = TokenCounts(None, None)
+        self.tokens = NOTHING_SAID
         self.error: errors.CorralError | None = None
         self.gone = False
 
