@@ -170,7 +170,7 @@ _GATEWAY = (
     _row("herd.aging_interval_s", "", "system.aging_interval_sec", SECONDS, 30.0,
          "seconds of waiting that lift a request by one priority class"),
     _row("herd.min_residency_s", "", "system.min_residency_sec", SECONDS, 20.0,
-         "seconds that a loaded model keeps its place while others wait"),
+         "seconds that a loaded model keeps its place while others wait; less where a switch costs little"),
 
     # The herd: what is served
     _row("default_model", "", "default_model", MODEL_NAME, None,
