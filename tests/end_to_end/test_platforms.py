@@ -92,7 +92,7 @@ def test_the_process_that_was_started_becomes_the_gateway_and_its_exit_code_is_t
     assert b"scripts/gateway.py" in command, "a shell stands between the signals and the gateway"
     newest = corral.data / "logs" / "_boot" / "latest.txt"
     assert newest.is_symlink()
-    assert READY_LINE in newest.read_text()
+    wait_until(lambda: READY_LINE in newest.read_text(), "the log's own thread has written the line")
     assert corral.stop() == 0
 
 
