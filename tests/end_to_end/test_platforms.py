@@ -14,7 +14,7 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,17 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.conftest import StartCorral
-from tests.end_to_end.talk import CHAT, chat, content, events, is_in_state, metric, model_status, open_chat
+from tests.end_to_end.talk import (
+    CHAT,
+    DONE,
+    chat,
+    content,
+    events,
+    is_in_state,
+    metric,
+    model_status,
+    open_chat,
+)
 from tests.support import KEY, ROOT, Answer, Corral, ask, free_port, open_request, ping
 from tests.waiting import wait_until
 
@@ -52,7 +62,9 @@ STUBBORN = {
         }
     }
 }
-READY_LINE = " READY after "
+READY_LINE = "READY after "
+# A path that only the operator knows.
+OWN_PATH = "/probes/one"
 
 Start = Callable[..., Corral]
 
@@ -178,15 +190,15 @@ def seconds_to_stop(corral: Corral, number: signal.Signals) -> float:
 
 
 def test_sagemaker(start_image: Start) -> None:
-    corral = start_image(arguments=["serve"], environment={"AUTH_ENABLED": "false"})
     began = time.monotonic()
-    assert ping(corral.url) == 200
+    corral = start_image(arguments=["serve"], environment={"AUTH_ENABLED": "false"}, until_up=False)
+    assert codes_until_200(corral.url)[-1] == 200
     assert time.monotonic() - began < 2
     assert content(ask(f"{corral.url}/invocations", chat()))
     whole = {"messages": chat()["messages"], "model": "demo", "stream": True}
     stream = ask(f"{corral.url}/invocations", whole)
     assert stream.headers["content-type"].startswith("text/event-stream")
-    assert events(stream.body)[-1] == "[DONE]"
+    assert events(stream.body)[-1] == DONE
 
 
 # Knative and KServe: a readiness probe through their proxy; 503 until it is ready and 200 from then on, and
@@ -196,6 +208,12 @@ def test_sagemaker(start_image: Start) -> None:
 def test_knative(start_image: Start) -> None:
     corral = start_image(config=SLOW, until_up=False)
     assert codes_until_200(corral.url, "/readyz") == [503, 200]
+    steady = {"tokens": 20, "token_delay_s": 0.05}
+    with open_chat(corral, stream=True, stand_in=steady) as stream:
+        assert stream.readline().startswith(b"data: ")
+        corral.tell(signal.SIGTERM)
+        wait_until(lambda: ask(f"{corral.url}/readyz").status == 503, "no new ones are sent to it")
+        assert stream.read().endswith(b"data: [DONE]\n\n")
 
 
 # Azure Container Apps: start-up, readiness and liveness take 200 to 399. A 204 from /ping is one of these, so
@@ -215,10 +233,10 @@ def test_azure(start_image: Start) -> None:
 
 
 def test_hugging_face(start_image: Start) -> None:
-    own = {"HEALTH_CHECK_PATH": "/probes/one"}
+    own = {"HEALTH_CHECK_PATH": OWN_PATH}
     corral = start_image(config=SLOW, environment=own, until_up=False)
     assert codes_until_200(corral.url, "/ready") == [503, 200]
-    assert ask(f"{corral.url}/probes/one").status == 200
+    assert ask(corral.url + OWN_PATH).status == 200
 
 
 # Fly: stops with SIGINT, and kills after 5 s unless told otherwise.
@@ -254,28 +272,32 @@ def test_salad(start_image: Start) -> None:
 # Vast: reads a log until a line says that the server is ready, and that line must not change.
 
 
-def test_vast(start_image: Start) -> None:
-    corral = start_image(config=SLOW, until_up=False)
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_vast(start_image: Start, form: str) -> None:
+    corral = start_image(config=SLOW, environment={"LOG_FORMAT": form}, until_up=False)
     wait_until(lambda: listens(corral.url), "it listens")
     assert READY_LINE not in corral.log_text
     wait_until(lambda: READY_LINE in corral.log_text, "the line is there")
     assert ping(corral.url) == 200
+    assert corral.stop() == 0
+    assert corral.log_text.count(READY_LINE) == 1
 
 
 # Scale to zero -----------------------------------------------------------------------------------
 
-EVERY_PATH = ("/ping", "/ready", "/readyz", "/live", "/healthz", "/health", "/metrics", "/")
+BOTH_PORTS = ("/ping", OWN_PATH, "/ready", "/readyz", "/live", "/healthz", "/health", "/metrics", "/")
+HEALTH_PORT = (*BOTH_PORTS, "/status", "/status/demo", "/whatever/else")
 IDLE_S = 1.0
-# An hour in which a platform probes every path once a second, in the time that so many probes take.
+# An hour in which a platform probes each port once a second, in the time that so many probes take.
 PROBES_PER_HOUR = 3600
 
 
-def probe(url: str, count: int) -> None:
+def probe(url: str, paths: Sequence[str], count: int) -> None:
     """So many probes on one connection, of every path in turn."""
     address = urlsplit(url)
     connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=10)
     for number in range(count):
-        connection.request("GET", EVERY_PATH[number % len(EVERY_PATH)])
+        connection.request("GET", paths[number % len(paths)])
         with connection.getresponse() as answer:
             answer.read()
             assert answer.status == 200
@@ -283,12 +305,13 @@ def probe(url: str, count: int) -> None:
 
 
 def test_an_hour_of_probes_keeps_nothing_awake_and_a_request_does(start_image: Start) -> None:
-    corral = start_image(config={"system": {"idle_timeout_sec": IDLE_S}})
+    own = {"HEALTH_CHECK_PATH": OWN_PATH}
+    corral = start_image(environment=own, config={"system": {"idle_timeout_sec": IDLE_S}})
     assert content(corral.ask(CHAT, chat()))
     active = metric(corral, "router_last_activity_timestamp_seconds")
     probers = [
-        threading.Thread(target=probe, args=(url, PROBES_PER_HOUR // 2))
-        for url in (corral.url, corral.health_url)
+        threading.Thread(target=probe, args=(url, paths, PROBES_PER_HOUR))
+        for url, paths in ((corral.url, BOTH_PORTS), (corral.health_url, HEALTH_PORT))
     ]
     for prober in probers:
         prober.start()
@@ -373,7 +396,7 @@ def test_https_with_a_certificate_that_is_renewed(tmp_path: Path, start_image: S
     secure = Secure(tmp_path, start_image)
     corral = secure.corral
     assert content(secure.ask(chat()))
-    assert events(secure.ask(chat(stream=True)).body)[-1] == "[DONE]"
+    assert events(secure.ask(chat(stream=True)).body)[-1] == DONE
     assert f"https://0.0.0.0:{urlsplit(corral.url).port}" in corral.log_text
     assert ping(corral.url) is None, "the port speaks HTTPS only"
     secure.renew()
