@@ -87,7 +87,7 @@ def test_a_line_goes_to_standard_error_and_to_the_file(
     log_to(file := files.open("_boot", "boot"), form)
     log.info("the %s line", "first")
     log.debug("not for people")
-    logging.getLogger("asyncio").info("not for people either")
+    logging.getLogger("asyncio").warning("socket.send() raised exception.")
     assert files.stop()
     [written] = file.path.read_text().splitlines()
     assert stderr.getvalue() == written + "\n"

@@ -57,4 +57,5 @@ def log_to(file: LogFile, form: LogFormat) -> None:
     for handler in (logging.StreamHandler(sys.stderr), FileHandler(file)):
         handler.setFormatter(formatter)
         root.addHandler(handler)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    # It warns of every write to a client that has reset an encrypted connection: lines at anybody's will.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)

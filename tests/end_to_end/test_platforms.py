@@ -6,14 +6,16 @@ What a platform promises to do is written above its tests. A platform's own time
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
+import re
 import signal
 import socket
 import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,18 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.conftest import StartCorral
-from tests.end_to_end.talk import CHAT, chat, content, events, is_in_state, metric, model_status, open_chat
+from tests.end_to_end.talk import (
+    CHAT,
+    DONE,
+    chat,
+    content,
+    events,
+    is_in_state,
+    metric,
+    model_status,
+    open_chat,
+    request,
+)
 from tests.support import KEY, ROOT, Answer, Corral, ask, free_port, open_request, ping
 from tests.waiting import wait_until
 
@@ -42,7 +55,18 @@ ENDLESS = {
         },
     }
 }
-READY_LINE = " READY after "
+# An engine that does not end when it is told to, as one that hangs in a driver, with an answer under way.
+STUBBORN = {
+    "models": {
+        "demo": {
+            "model_path": "demo.gguf",
+            "flags": ["--stand-in", '{"tokens": 100000, "token_delay_s": 0.05, "ignore_sigterm": true}'],
+        }
+    }
+}
+READY_LINE = "READY after "
+# A path that only the operator knows.
+OWN_PATH = "/probes/one"
 
 Start = Callable[..., Corral]
 
@@ -92,7 +116,7 @@ def test_the_process_that_was_started_becomes_the_gateway_and_its_exit_code_is_t
     assert b"scripts/gateway.py" in command, "a shell stands between the signals and the gateway"
     newest = corral.data / "logs" / "_boot" / "latest.txt"
     assert newest.is_symlink()
-    assert READY_LINE in newest.read_text()
+    wait_until(lambda: READY_LINE in newest.read_text(), "the log's own thread has written the line")
     assert corral.stop() == 0
 
 
@@ -145,15 +169,22 @@ def test_runpods_own_key_is_none_of_ours(start_image: Start) -> None:
 
 def test_cloud_run(start_image: Start) -> None:
     port = str(free_port())
-    own = {"GATEWAY_PORT": "", "PORT": port, "DRAIN_TIMEOUT_S": "2"}
-    corral = start_image(environment=own, config=ENDLESS)
+    recipe = (ROOT / "deploy" / "platforms" / "cloud-run.yaml").read_text()
+    drain = re.search(r'name: DRAIN_TIMEOUT_S\n +value: "(\d+)"', recipe)
+    assert drain is not None
+    own = {"GATEWAY_PORT": "", "PORT": port, "DRAIN_TIMEOUT_S": drain[1]}
+    corral = start_image(environment=own, config=STUBBORN)
     assert corral.url.endswith(port)
-    with open_chat(corral, model="endless", stream=True) as stream:
-        assert stream.status == 200
-        stream.readline()
+    assert seconds_to_stop(corral, signal.SIGTERM) < 10
+
+
+def seconds_to_stop(corral: Corral, number: signal.Signals) -> float:
+    """From a platform's signal to the end, at its slowest: an answer without an end, a stubborn engine."""
+    with open_chat(corral, stream=True) as stream:
+        assert stream.readline().startswith(b"data: ")
         began = time.monotonic()
-        assert corral.stop(signal.SIGTERM) == 0
-        assert time.monotonic() - began < 10
+        assert corral.stop(number) == 0
+        return time.monotonic() - began
 
 
 # SageMaker: runs the image with the word `serve`; GET /ping on 8080 is answered 200 within 2 s, else it is
@@ -161,15 +192,15 @@ def test_cloud_run(start_image: Start) -> None:
 
 
 def test_sagemaker(start_image: Start) -> None:
-    corral = start_image(arguments=["serve"], environment={"AUTH_ENABLED": "false"})
     began = time.monotonic()
-    assert ping(corral.url) == 200
+    corral = start_image(arguments=["serve"], environment={"AUTH_ENABLED": "false"}, until_up=False)
+    assert codes_until_200(corral.url)[-1] == 200
     assert time.monotonic() - began < 2
     assert content(ask(f"{corral.url}/invocations", chat()))
     whole = {"messages": chat()["messages"], "model": "demo", "stream": True}
     stream = ask(f"{corral.url}/invocations", whole)
     assert stream.headers["content-type"].startswith("text/event-stream")
-    assert events(stream.body)[-1] == "[DONE]"
+    assert events(stream.body)[-1] == DONE
 
 
 # Knative and KServe: a readiness probe through their proxy; 503 until it is ready and 200 from then on, and
@@ -179,6 +210,12 @@ def test_sagemaker(start_image: Start) -> None:
 def test_knative(start_image: Start) -> None:
     corral = start_image(config=SLOW, until_up=False)
     assert codes_until_200(corral.url, "/readyz") == [503, 200]
+    steady = {"tokens": 20, "token_delay_s": 0.05}
+    with open_chat(corral, stream=True, stand_in=steady) as stream:
+        assert stream.readline().startswith(b"data: ")
+        corral.tell(signal.SIGTERM)
+        wait_until(lambda: ask(f"{corral.url}/readyz").status == 503, "no new ones are sent to it")
+        assert stream.read().endswith(b"data: [DONE]\n\n")
 
 
 # Azure Container Apps: start-up, readiness and liveness take 200 to 399. A 204 from /ping is one of these, so
@@ -198,21 +235,18 @@ def test_azure(start_image: Start) -> None:
 
 
 def test_hugging_face(start_image: Start) -> None:
-    own = {"HEALTH_CHECK_PATH": "/probes/one"}
+    own = {"HEALTH_CHECK_PATH": OWN_PATH}
     corral = start_image(config=SLOW, environment=own, until_up=False)
     assert codes_until_200(corral.url, "/ready") == [503, 200]
-    assert ask(f"{corral.url}/probes/one").status == 200
+    assert ask(corral.url + OWN_PATH).status == 200
 
 
 # Fly: stops with SIGINT, and kills after 5 s unless told otherwise.
 
 
 def test_fly(start_image: Start) -> None:
-    corral = start_image(environment={"DRAIN_TIMEOUT_S": "4"})
-    assert content(corral.ask(CHAT, chat()))
-    began = time.monotonic()
-    assert corral.stop(signal.SIGINT) == 0
-    assert time.monotonic() - began < 5
+    corral = start_image(environment={"DRAIN_TIMEOUT_S": "2"}, config=STUBBORN)
+    assert seconds_to_stop(corral, signal.SIGINT) < 5
 
 
 # Koyeb: sleeps when no connection is open, so idle ones have to go; probes by TCP as well.
@@ -240,28 +274,34 @@ def test_salad(start_image: Start) -> None:
 # Vast: reads a log until a line says that the server is ready, and that line must not change.
 
 
-def test_vast(start_image: Start) -> None:
-    corral = start_image(config=SLOW, until_up=False)
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_vast(start_image: Start, form: str) -> None:
+    corral = start_image(config=SLOW, environment={"LOG_FORMAT": form}, until_up=False)
     wait_until(lambda: listens(corral.url), "it listens")
     assert READY_LINE not in corral.log_text
     wait_until(lambda: READY_LINE in corral.log_text, "the line is there")
     assert ping(corral.url) == 200
+    assert corral.stop() == 0
+    assert corral.log_text.count(READY_LINE) == 1
 
 
 # Scale to zero -----------------------------------------------------------------------------------
 
-EVERY_PATH = ("/ping", "/ready", "/readyz", "/live", "/healthz", "/health", "/metrics", "/")
+BOTH_PORTS = ("/ping", OWN_PATH, "/ready", "/readyz", "/live", "/healthz", "/health", "/metrics", "/")
+HEALTH_PORT = (*BOTH_PORTS, "/status", "/status/demo", "/whatever/else")
 IDLE_S = 1.0
-# An hour in which a platform probes every path once a second, in the time that so many probes take.
+# An hour in which a platform probes each port once a second, in the time that so many probes take.
 PROBES_PER_HOUR = 3600
 
 
-def probe(url: str, count: int) -> None:
-    """So many probes on one connection, of every path in turn."""
+def probe(url: str, paths: Sequence[str], gone: threading.Event) -> None:
+    """An hour of probes on one connection, of every path in turn, and more until the model is gone."""
     address = urlsplit(url)
     connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=10)
-    for number in range(count):
-        connection.request("GET", EVERY_PATH[number % len(EVERY_PATH)])
+    for number in itertools.count():
+        if number >= PROBES_PER_HOUR and gone.is_set():
+            break
+        connection.request("GET", paths[number % len(paths)])
         with connection.getresponse() as answer:
             answer.read()
             assert answer.status == 200
@@ -269,18 +309,21 @@ def probe(url: str, count: int) -> None:
 
 
 def test_an_hour_of_probes_keeps_nothing_awake_and_a_request_does(start_image: Start) -> None:
-    corral = start_image(config={"system": {"idle_timeout_sec": IDLE_S}})
+    own = {"HEALTH_CHECK_PATH": OWN_PATH}
+    corral = start_image(environment=own, config={"system": {"idle_timeout_sec": IDLE_S}})
     assert content(corral.ask(CHAT, chat()))
     active = metric(corral, "router_last_activity_timestamp_seconds")
+    gone = threading.Event()
     probers = [
-        threading.Thread(target=probe, args=(url, PROBES_PER_HOUR // 2))
-        for url in (corral.url, corral.health_url)
+        threading.Thread(target=probe, args=(url, paths, gone))
+        for url, paths in ((corral.url, BOTH_PORTS), (corral.health_url, HEALTH_PORT))
     ]
     for prober in probers:
         prober.start()
-    began = time.monotonic()
-    wait_until(lambda: is_in_state(corral, "off"), "the model is unloaded under fire", 10)
-    assert time.monotonic() - began < 10 * IDLE_S
+    try:
+        wait_until(lambda: is_in_state(corral, "off"), "the model is unloaded under fire", 10 * IDLE_S)
+    finally:
+        gone.set()
     for prober in probers:
         prober.join()
     assert is_in_state(corral, "off")
@@ -331,6 +374,16 @@ class Secure:
         command += ["-days", "2", "-keyout", str(self.key), "-out", str(self.cert)]
         subprocess.run(command, check=True, capture_output=True)
 
+    @property
+    def access_log(self) -> str:
+        file = self.corral.data / "logs" / "api_access.log"
+        return file.read_text() if file.exists() else ""
+
+    def connect(self) -> ssl.SSLSocket:
+        trust = ssl.create_default_context(cafile=str(self.cert))
+        plain = socket.create_connection(("localhost", urlsplit(self.corral.url).port), 20)
+        return trust.wrap_socket(plain, server_hostname="localhost")
+
     @contextmanager
     def open(self, document: object) -> Iterator[http.client.HTTPResponse]:
         """Read an answer as it comes. Leaving early closes the connection."""
@@ -359,16 +412,40 @@ def test_https_with_a_certificate_that_is_renewed(tmp_path: Path, start_image: S
     secure = Secure(tmp_path, start_image)
     corral = secure.corral
     assert content(secure.ask(chat()))
-    assert events(secure.ask(chat(stream=True)).body)[-1] == "[DONE]"
+    assert events(secure.ask(chat(stream=True)).body)[-1] == DONE
     assert f"https://0.0.0.0:{urlsplit(corral.url).port}" in corral.log_text
     assert ping(corral.url) is None, "the port speaks HTTPS only"
-    secure.renew()
-    wait_until(secure.is_trusted, "the new certificate is in force")
+    assert not re.search("WARNING|ERROR", corral.log_text), "and whoever does not is no news"
+    with secure.open(chat("endless", stream=True)) as stream:
+        secure.renew()
+        wait_until(secure.is_trusted, "the new certificate is in force")
+        for _ in range(100):
+            assert stream.readline(), "the connection that was open before goes on"
+    secure.key.write_text("no key")
+    wait_until(lambda: "stays in force" in corral.log_text, "it is told why nothing changes")
+    assert secure.is_trusted()
+
+
+def test_encrypted_requests_in_a_row_are_answered_in_order(tmp_path: Path, start_image: Start) -> None:
+    secure = Secure(tmp_path, start_image)
+    with secure.connect() as client, client.makefile("rb") as answers:
+        client.sendall(b"GET /live HTTP/1.1\r\nHost: a\r\n\r\n" * 40)
+        client.sendall(b"GET /nowhere HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        statuses = re.findall(rb"HTTP/1.1 (\d+) ", answers.read())
+    assert statuses == [b"200"] * 40 + [b"404"]
+
+
+def test_a_goodbye_before_the_answer_means_gone(tmp_path: Path, start_image: Start) -> None:
+    """TLS knows no half-closed connection that is of use: the answer could not be sent any more."""
+    secure = Secure(tmp_path, start_image)
+    with secure.connect() as client:
+        client.sendall(request(secure.corral, chat("endless")))
+        client.unwrap()
+    wait_until(lambda: "client_gone" in secure.access_log, "it is noticed")
 
 
 def test_a_client_that_leaves_an_encrypted_stream_is_noticed(tmp_path: Path, start_image: Start) -> None:
     secure = Secure(tmp_path, start_image)
     with secure.open(chat("endless", stream=True)) as stream:
         assert stream.readline().startswith(b"data: ")
-    access_log = secure.corral.data / "logs" / "api_access.log"
-    wait_until(lambda: access_log.exists() and "client_gone" in access_log.read_text(), "it is noticed")
+    wait_until(lambda: "client_gone" in secure.access_log, "it is noticed")

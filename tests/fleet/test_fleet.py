@@ -150,6 +150,17 @@ async def test_a_model_that_is_waited_for_is_read_ahead_and_one_that_nobody_want
     waiting.finishes()
 
 
+@with_herd()
+async def test_a_preload_is_read_ahead_while_its_process_starts(herd: Herd) -> None:
+    herd.fleet.preload(("a", "b"))
+    await turns()
+    assert herd.engines.warmed == ["a", "b"]
+    herd.engines.of("a").answers()
+    herd.engines.of("b").ends("exit code 1")
+    await turns()
+    assert herd.engines.warmed == [], "up, or dead: nobody needs it any more"
+
+
 # Clients that leave -------------------------------------------------------------------------------
 
 

@@ -153,6 +153,18 @@ async def test_the_lines_of_a_success_are_these(house: Gatehouse) -> None:
 
 
 @in_a_loop
+async def test_a_request_is_activity_from_when_it_comes(house: Gatehouse) -> None:
+    house.backend.script = silence
+    async with house.open():
+        client = await house.connect()
+        client.send(request("/v1/chat/completions", CHAT))
+        await eventually(lambda: len(house.backend.seen) == 1, "the engine has the request")
+        assert clock.wall() - house.counted("router_last_activity_timestamp_seconds") < 60
+        client.close()
+        await house.logged()
+
+
+@in_a_loop
 async def test_each_outcome_has_its_word(house: Gatehouse) -> None:
     path = "/v1/chat/completions"
     async with house.open():

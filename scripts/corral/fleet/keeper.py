@@ -45,6 +45,7 @@ async def keep(model: ManagedModel, engines: Engines, memory: Memory, reports: R
         how = f"Corral failed on it: {error!r}"
         if model.engine is not None and not await end(model, model.engine, memory):
             await model.engine.until_exit()
+    engines.cool(model.name)
     model.spell_is_over(clock.monotonic())
     if model.state is ModelState.STOPPING:
         await given_back(model.name, memory)
@@ -55,6 +56,8 @@ async def keep(model: ManagedModel, engines: Engines, memory: Memory, reports: R
 
 async def _follow(model: ManagedModel, engines: Engines, memory: Memory, reports: Reports) -> str:
     assert model.placement is not None
+    # A process takes a while before it opens its file, and with a GPU seconds: the disk need not wait.
+    engines.warm(model.name)
     try:
         engine = model.engine = await engines.start(model.name, model.placement)
     except EngineDied:

@@ -53,6 +53,7 @@ async def infer(gate: Gate, call: Call) -> None:
     intent = read_intent(call, body if small else await outline_of(call, body))
     model = gate.choose_model(intent.model, principal)
     call.model = model.name
+    gate.recorder.active()
     refuse_impossible(exchange.head.path, model)
     refuse_to_load(gate, call, model)
     wish = read_wish(call, principal, intent, len(body))

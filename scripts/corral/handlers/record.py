@@ -55,6 +55,11 @@ class Recorder:
         # When the last request for a model came or ended, for who measures idleness.
         self.last_activity_at = clock.monotonic()
 
+    def active(self) -> None:
+        """A request for a model has come or ended: idleness begins anew."""
+        self.last_activity_at = clock.monotonic()
+        self._metrics.last_activity_timestamp_seconds.set(clock.wall())
+
     def finished(self, call: Call) -> None:
         """A request is over, however it ended. It is written down when whoever is ready now is served."""
         call.ended_at = clock.monotonic()
@@ -91,8 +96,7 @@ class Recorder:
         metrics.requests.labels(model, outcome(call)).inc()
         metrics.request_duration_seconds.labels(model).observe(duration_s)
         if call.model:  # not for strangers: whoever scans the internet must not keep a machine awake
-            metrics.last_activity_timestamp_seconds.set(clock.wall())
-            self.last_activity_at = call.ended_at
+            self.active()
         if call.reached_model:
             metrics.queue_wait_seconds.labels(model, PRIORITIES[call.priority]).observe(call.queue_wait_s)
         elif call.error is not None:
