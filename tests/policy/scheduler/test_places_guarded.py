@@ -163,3 +163,15 @@ def test_a_model_that_is_there_or_has_no_place_is_not_loaded_again() -> None:
     ready(herd, "a")
     assert herd.load_if_room("a", 1.0) == ([], False)
     assert herd.load_if_room("b", 1.0) == ([], False)
+
+
+def test_who_gets_a_place_that_came_free_may_still_need_idle_models_to_go() -> None:
+    """As after a death for want of memory, when everything idle goes before the second try."""
+    guard = Guarded()
+    herd = guarded(guard)
+    ready(herd, "a")
+    herd.model_is("b", ModelState.BACKOFF, 1.0)
+    arrive(herd, "b", 2.0)
+    guard.says["b"] = EvictFirst(("a",))
+    assert herd.model_is("b", ModelState.OFF, 3.0) == [Drain("a", "room"), Stop("a")]
+    assert guard.asked[-1] == ("b", ["a"], [])

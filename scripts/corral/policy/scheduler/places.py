@@ -98,7 +98,7 @@ class Places:
 
     # Coming ------------------------------------------------------------------------------------
 
-    def make_loads(self, refuse: Refusal, now: float, *, may_evict: bool = True) -> list[Action]:
+    def make_loads(self, refuse: Refusal, now: float, *, only_free_places: bool = False) -> list[Action]:
         """Load what is waited for, the most urgent first, as far as there is room or room can be made.
 
         Where room is being made for somebody, nobody less urgent gets it; and while somebody who has been
@@ -106,11 +106,13 @@ class Places:
         quickly, would else take a large one's room piece by piece, for as long as they are wanted.
         """
         claims = self._claims(now)
-        settled = self._settled(now) if claims and may_evict else []
+        settled = self._settled(now) if claims else []
         on_their_way = self._on_their_way
         promised: set[str] = set()
         actions: list[Action] = []
         for claim in claims:
+            if self.full and only_free_places:
+                break
             if self.full and on_their_way > 0:
                 on_their_way -= 1
                 continue

@@ -243,7 +243,7 @@ class Scheduler:
             return actions
         for view in views:
             if view.state not in RESIDENT:
-                actions += self._places.make_loads(self.refuse_waiting, now, may_evict=False)
+                actions += self._places.make_loads(self.refuse_waiting, now, only_free_places=True)
             elif view.state is ModelState.READY and not view.queue:
                 # While others wait for it, it keeps its place until the clock says otherwise.
                 actions += self._places.offer(view, self.refuse_waiting, now)
