@@ -190,6 +190,7 @@ class LlamaEngine:
         # A llama-server in the middle of a request that is not streamed ignores SIGTERM until that
         # request's socket closes (measured), so the sockets go first.
         self._client.close(self.address)
+        await asyncio.sleep(0)  # the loop closes them in its next turn, and the signal must not overtake that
         return await self._process.stop(STOP_PATIENCE_S) is not None
 
     def died_of(self) -> Death:
