@@ -133,7 +133,8 @@ class Journal:
         if not self._path or not os.path.exists(self._path):
             return 0
         with open(self._path, "rb") as file:
-            events = [json.loads(line) for line in file]
+            # A line that another process is just writing has no end yet.
+            events = [json.loads(line) for line in file if line.endswith(b"\n")]
         return sum(event["event"] == "start" and event["alias"] == self._alias for event in events)
 
 
