@@ -19,7 +19,7 @@ async def root(gate: Gate, call: Call) -> None:
 
 async def ping(gate: Gate, call: Call) -> None:
     """For load balancers: the same codes as on the health port."""
-    call.exchange.respond(ping_code(gate.status()), call.extra_headers)
+    call.exchange.respond(ping_code(gate.status()), (), lines=call.lines)
 
 
 async def is_ready(gate: Gate, call: Call) -> None:
@@ -73,8 +73,8 @@ async def metrics(gate: Gate, call: Call) -> None:
     accept = call.exchange.head.header(b"accept") or ""
     if "application/json" in accept:
         text = json.dumps(prometheus_text.to_json(families)).encode()
-        call.exchange.respond(200, [JSON_TYPE, *call.extra_headers], text)
+        call.exchange.respond(200, [JSON_TYPE], text, call.lines)
         return
     content_type = (b"content-type", prometheus_text.CONTENT_TYPE.encode())
     text = prometheus_text.render(families)
-    call.exchange.respond(200, [content_type, *call.extra_headers], text)
+    call.exchange.respond(200, [content_type], text, call.lines)
