@@ -188,12 +188,16 @@ def seconds_to_stop(corral: Corral, number: signal.Signals) -> float:
 
 
 # SageMaker: runs the image with the word `serve`; GET /ping on 8080 is answered 200 within 2 s, else it is
-# no healthy instance; POST /invocations is the only other path. Unknown headers do not arrive.
+# no healthy instance; POST /invocations is the only other path. Unknown headers do not arrive. 8080 is also
+# where the llama-server of a single model would listen if nobody said otherwise.
 
 
-def test_sagemaker(start_image: Start) -> None:
+def test_sagemaker(start_image: Start, demo_files: Path) -> None:
+    port = str(free_port())
+    own = {"AUTH_ENABLED": "false", "GATEWAY_PORT": port, "PORT_BACKEND": port}
+    own["MODEL_PATH"] = str(demo_files / "demo.gguf")
     began = time.monotonic()
-    corral = start_image(arguments=["serve"], environment={"AUTH_ENABLED": "false"}, until_up=False)
+    corral = start_image(arguments=["serve"], environment=own, until_up=False)
     assert codes_until_200(corral.url)[-1] == 200
     assert time.monotonic() - began < 2
     assert content(ask(f"{corral.url}/invocations", chat()))

@@ -230,7 +230,7 @@ _GATEWAY = (
     _row("single.flags", "EXTRA_ARGS", "", SHELL_WORDS, (),
          "more arguments for llama-server, quoted as in a shell"),
     _row("single.port", "PORT_BACKEND", "", PORT, 8080,
-         "the one llama-server's port"),
+         "the one llama-server's port, or the next above it if it is taken"),
 )
 
 _MODEL = (
