@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ import pytest
 from corral.drivers.tls import Certificate
 from corral.errors import SettingsError
 from tests.in_a_loop import in_a_loop
+from tests.support import make_certificate
 
 
 class Pair(NamedTuple):
@@ -24,21 +24,10 @@ class Pair(NamedTuple):
         other.cert.write_bytes(self.cert.read_bytes())
 
 
-def make_pair(folder: Path, name: str) -> Pair:
+def make_pair(folder: Path, name: str, kind: str = "ec") -> Pair:
     """A certificate for `name`, signed by itself."""
     pair = Pair(folder / f"{name}.crt", folder / f"{name}.key")
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-    ]
-    command += ["-subj", f"/CN={name}", "-days", "2", "-keyout", str(pair.key), "-out", str(pair.cert)]
-    subprocess.run(command, check=True, capture_output=True)
+    make_certificate(*pair, name=name, kind=kind)
     return pair
 
 

@@ -36,7 +36,18 @@ from tests.end_to_end.talk import (
     open_chat,
     request,
 )
-from tests.support import KEY, ROOT, Answer, Corral, ask, free_port, open_request, ping
+from tests.support import (
+    KEY,
+    ROOT,
+    Answer,
+    Corral,
+    ask,
+    free_port,
+    listens,
+    make_certificate,
+    open_request,
+    ping,
+)
 from tests.waiting import wait_until
 
 ENTRYPOINT = ROOT / "entrypoint.sh"
@@ -79,14 +90,6 @@ def start_image(start_corral: StartCorral, stand_in: Path) -> Start:
         return start_corral(**{"engine": stand_in, "program": ENTRYPOINT} | options)
 
     return start
-
-
-def listens(url: str) -> bool:
-    try:
-        ask(f"{url}/live")
-    except (ConnectionError, http.client.HTTPException):
-        return False
-    return True
 
 
 def codes_until_200(url: str, path: str = "/ping") -> list[int]:
@@ -373,10 +376,7 @@ class Secure:
         )
 
     def renew(self) -> None:
-        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
-        command += ["-nodes", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-        command += ["-days", "2", "-keyout", str(self.key), "-out", str(self.cert)]
-        subprocess.run(command, check=True, capture_output=True)
+        make_certificate(self.cert, self.key)
 
     @property
     def access_log(self) -> str:
