@@ -302,10 +302,13 @@ async def test_the_status_file_follows_every_change(site: Site, monkeypatch: pyt
 
 @in_a_loop
 async def test_a_status_file_that_cannot_be_written_is_logged_and_stops_nothing(site: Site) -> None:
-    (site.root / "run").write_text("in the way")
-    async with site.run():
+    nowhere = "/proc/nowhere"  # where nobody may make a folder, whoever he is
+    async with site.run(RUNTIME_DIR=nowhere):
         assert (await site.ask("/ping")).status == 200
-        await eventually(lambda: f"{site.status_file} cannot be written" in log_text(site), "it is logged")
+        complaint = f"{nowhere}/{site.status_file.name} cannot be written"
+        await eventually(lambda: complaint in log_text(site), "it is logged")
+        await eventually(lambda: not refused(site.health_port), "the health port listens")
+        assert (await site.ask("/ping", port=site.health_port)).status == 503, "it can't know"
 
 
 @in_a_loop

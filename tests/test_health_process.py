@@ -18,7 +18,7 @@ from corral.drivers.reaper import Reaper
 from corral.health_process import HealthProcess
 from tests.in_a_loop import in_a_loop
 from tests.settings.desk import Desk
-from tests.support import free_port, ping, processes_naming
+from tests.support import free_port, listens, processes_naming
 from tests.waiting import eventually
 
 
@@ -31,7 +31,7 @@ class Watch:
 
     @property
     def answers(self) -> bool:
-        return ping(self.url) == 200  # no status file at all: run alone
+        return listens(self.url)
 
     @property
     def pid(self) -> int | None:
