@@ -134,12 +134,15 @@ def processes_naming(directory: Path) -> dict[int, str]:
 
 
 @contextmanager
-def running_corral(directory: Path, engine: Path, models: Path, **options: Any) -> Iterator[Corral]:
+def running_corral(
+    directory: Path, engine: Path, models: Path, *, until_up: bool = True, **options: Any
+) -> Iterator[Corral]:
     """An instance that serves the model files in `models`, up when it is yielded, finished afterwards."""
     shutil.copytree(models, directory / "data" / "models")
     instance = Corral(directory, engine, **options)
     try:
-        instance.wait_until_up()
+        if until_up:
+            instance.wait_until_up()
         yield instance
     finally:
         instance.finish()

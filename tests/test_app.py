@@ -24,7 +24,7 @@ from corral.drivers.gpu_probe import GpuProbe, GpuReading
 from corral.drivers.key_file_store import KeyFileStore
 from corral.drivers.model_store import catalogue
 from corral.errors import SettingsError
-from corral.formats.status import Phase
+from corral.formats.status import ModelState, Phase
 from corral.settings import Settings
 from tests import root_logger
 from tests.drivers.serving import RawClient
@@ -189,7 +189,7 @@ async def test_a_signal_during_the_start_is_heard_after_it(
     slow.goes_on()
     await starting
     await app.until_stopped()
-    assert app.phase is Phase.DRAINING
+    assert app.bulletin.phase is Phase.DRAINING
     assert site.health_pid() is None
     app.reaper.stop()
 
@@ -387,7 +387,7 @@ async def test_a_signal_refuses_what_is_new_lets_finish_what_runs_and_ends_the_h
         assert (await read_head(running)).status == 200
         pid = app.fleet.statuses()["demo"].extra["pid"]
         os.kill(os.getpid(), signal.SIGTERM)
-        await eventually(lambda: app.phase is Phase.DRAINING, "the signal is heard")
+        await eventually(lambda: app.bulletin.phase is Phase.DRAINING, "the signal is heard")
         assert await idle.rest() == b""
         refusal = await site.ask("/v1/chat/completions", CHAT)
         assert (refusal.status, refusal.error["code"]) == (503, "shutting_down")
@@ -409,7 +409,7 @@ async def test_a_second_signal_hurries(site: Site) -> None:
         running.send(request("/v1/chat/completions", ENDLESS, key=ALICE))
         assert (await read_head(running)).status == 200
         os.kill(os.getpid(), signal.SIGINT)
-        await eventually(lambda: app.phase is Phase.DRAINING, "the first signal is heard")
+        await eventually(lambda: app.bulletin.phase is Phase.DRAINING, "the first signal is heard")
         assert not stopped.done()
         os.kill(os.getpid(), signal.SIGTERM)
         await stopped
@@ -458,6 +458,19 @@ async def test_the_one_model_must_be_there(site: Site) -> None:
         await app.start()
     await app.close()
     app.reaper.stop()
+
+
+@in_a_loop
+async def test_a_gateway_whose_one_model_has_died_is_not_ready_yet(site: Site) -> None:
+    dying = """--stand-in '{"exit_code": 3}'"""
+    async with site.run(MODEL_PATH="data/models/demo.gguf", EXTRA_ARGS=dying) as app:
+        await eventually(lambda: app.fleet.state("demo") is ModelState.BACKOFF, "it has died")
+        await eventually(lambda: not refused(site.health_port), "the health port listens")
+        written = site.status()["written_at"]
+        await eventually(lambda: site.status()["written_at"] > written, "it is known to the health process")
+        for port in (site.port, site.health_port):
+            assert (await site.ask("/ping", port=port)).status == 204
+    assert " READY after " not in log_text(site)
 
 
 @in_a_loop

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
 import resource
 import signal
 import sys
@@ -21,8 +20,9 @@ from pathlib import Path
 
 import corral
 from corral import errors, settings, welcome
+from corral.bulletin import Bulletin
 from corral.catalogue import Catalogue
-from corral.drivers import clock, fit_params, host_memory, process_facts, status_file, tasks
+from corral.drivers import clock, fit_params, host_memory, tasks
 from corral.drivers.event_loop import new_event_loop
 from corral.drivers.gpu_probe import GpuProbe, GpuReading
 from corral.drivers.http_client import HttpClient
@@ -38,7 +38,7 @@ from corral.drivers.tls import Certificate
 from corral.fleet import Fleet, FleetMemory, LlamaEngines, SecondOpinions
 from corral.formats import http1
 from corral.formats.size import amount
-from corral.formats.status import ModelState, Phase, StatusDocument, ping_code, to_json
+from corral.formats.status import ModelState, Phase
 from corral.handlers import replies
 from corral.handlers.gate import Gate
 from corral.handlers.record import Recorder
@@ -69,9 +69,8 @@ class App:
     """All the parts, and the two things that happen to them: `start` and `stop`."""
 
     def __init__(self, config: Settings) -> None:
-        self._began_at = clock.monotonic()
         self.settings = config
-        self.phase = Phase.STARTING
+        self.bulletin = Bulletin(config)
         self.logs = LogFiles(config.logs.directory, config.instance_id)
         log_to(self.logs.open("_boot", "boot"), config.logs.format)
         self.reaper = Reaper()
@@ -88,12 +87,8 @@ class App:
         self.gate: Gate
         self.server: HttpServer
         self.port = 0
-        self._status_path = str(config.paths.runtime / status_file.FILE_NAME)
-        self._status_due = False
-        self._pid_started = process_facts.start_ticks(os.getpid())
-        self._health = HealthProcess(config, self._status_path, self.reaper)
+        self._health = HealthProcess(config, self.bulletin.path, self.reaper)
         self._certificate: Certificate | None = None
-        self._ready_told = False
         self._stop_wanted = asyncio.Event()
         self._hurry = False
         self._ended = False
@@ -107,7 +102,7 @@ class App:
             loop.add_signal_handler(number, self._on_stop_signal)
         loop.add_signal_handler(signal.SIGHUP, self._load_keys, self.key_store.reload)
         self.reaper.start(loop)
-        self._write_status()
+        self.bulletin.write()
         if self.settings.server.health_port != self.settings.server.port or not self.settings.server.port:
             self._health.start()
         self._see_what_must_be_there()
@@ -122,12 +117,11 @@ class App:
         self.gate = self._build_gate()
         self.server = self._build_server()
         await self.server.listen(sockets, self._certificate.context if self._certificate else None)
-        self.phase = Phase.SERVING
         self.fleet.preload(self._preloads())
-        self._write_status()
+        self.bulletin.serve(self.fleet)
         tasks.spawn(self.fleet.run(), "the fleet's clock")
         tasks.spawn(self.opinions.run(), "the second opinions")
-        self._every(STATUS_EVERY_S, self._write_status, "the status file")
+        self._every(STATUS_EVERY_S, self.bulletin.write, "the status file")
         self._every(KEYS_EVERY_S, partial(self._load_keys, self.key_store.load), "the keys")
         if self._certificate is not None:
             self._every(CERTIFICATE_EVERY_S, self._certificate.reload_if_changed, "the certificate")
@@ -204,7 +198,7 @@ class App:
             idle_timeout_s=herd.idle_timeout_s,
             request_timeout_s=herd.request_timeout_s,
             look_every_s=herd.gpu_monitoring_interval_s,
-            on_change=self._status_changed,
+            on_change=self.bulletin.changed,
         )
 
     def _build_gate(self) -> Gate:
@@ -216,7 +210,7 @@ class App:
             client=self.client,
             metrics=self.metrics,
             keys=self._key_ring(),
-            status=self.status,
+            status=self.bulletin.document,
             recorder=Recorder(self.logs.open_access_log(), self.settings.logs.format, self.metrics),
             dropped_log_lines=lambda: self.logs.dropped_lines,
             open_connections=lambda: self.server.connections,
@@ -264,42 +258,8 @@ class App:
 
     def _load_keys(self, load: Callable[[], bool]) -> None:
         # Before the gate is built there is nobody yet whom the new keys could be given to.
-        if load() and self.phase is not Phase.STARTING:
+        if load() and self.bulletin.phase is not Phase.STARTING:
             self.gate.keys = self._key_ring()
-
-    # Status and health -------------------------------------------------------------------------
-
-    def status(self) -> StatusDocument:
-        models = self.fleet.statuses() if self.phase is not Phase.STARTING else {}
-        single = self.settings.single_model is not None
-        return StatusDocument(
-            instance=self.settings.instance_id,
-            pid=os.getpid(),
-            pid_started=self._pid_started,
-            written_at=clock.wall(),
-            phase=self.phase,
-            preload_settled=self.phase is not Phase.STARTING and self.fleet.preload_settled,
-            single_model_failed=single and any(each.state is ModelState.FAILED for each in models.values()),
-            models=models,
-        )
-
-    def _status_changed(self) -> None:
-        """Write soon: several changes of one moment make one file."""
-        if not self._status_due and self.phase is not Phase.STARTING:
-            self._status_due = True
-            asyncio.get_running_loop().call_soon(self._write_status)
-
-    def _write_status(self) -> None:
-        self._status_due = False
-        document = self.status()
-        if not self._ready_told and ping_code(document) == 200:
-            # Some platforms wait for this word in the log, so it stays as it is.
-            self._ready_told = True
-            log.info("READY after %.2f s", clock.monotonic() - self._began_at)
-        try:
-            status_file.write(self._status_path, to_json(document))
-        except OSError as error:
-            log.error("the status file %s cannot be written: %s", self._status_path, error)
 
     def _every(self, seconds: float, act: Callable[[], None], name: str) -> None:
         tasks.spawn(tasks.every(seconds, act, name, until=lambda: self._ended), name)
@@ -324,9 +284,9 @@ class App:
     async def until_stopped(self) -> None:
         """Wait for a signal, then drain and stop."""
         await self._stop_wanted.wait()
-        self.phase = Phase.DRAINING
+        self.bulletin.phase = Phase.DRAINING
         log.info("stopping: %d requests may finish within %g s", *self._drain_terms())
-        self._write_status()
+        self.bulletin.write()
         self.fleet.refuse_waiting()
         self.server.wind_down()
         deadline = clock.monotonic() + self.settings.server.drain_timeout_s
