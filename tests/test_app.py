@@ -20,6 +20,7 @@ import pytest
 from corral import app as app_module
 from corral import health_process, settings
 from corral.app import App
+from corral.drivers import clock
 from corral.drivers.gpu_probe import GpuProbe, GpuReading
 from corral.drivers.key_file_store import KeyFileStore
 from corral.drivers.model_store import catalogue
@@ -436,7 +437,22 @@ async def test_a_gateway_that_nobody_needs_ends_by_itself_if_it_is_told_to(site:
     await app.start()
     await app.until_stopped()
     app.reaper.stop()
-    assert "no model was asked for within 0.3 s (IDLE_EXIT_S)" in log_text(site)
+    assert log_text(site).count("no model was asked for within 0.3 s (IDLE_EXIT_S)") == 1
+
+
+@in_a_loop
+async def test_a_request_that_is_still_arriving_is_no_idleness(site: Site) -> None:
+    async with site.run(IDLE_EXIT_S="0.3") as app:
+        stopped = asyncio.ensure_future(app.until_stopped())
+        whole = request("/v1/chat/completions", CHAT, key=ALICE)
+        client = await RawClient.connect(site.port)
+        client.send(whole[:-1])
+        began = clock.monotonic()
+        await eventually(lambda: stopped.done() or clock.monotonic() - began > 1.0, "time for an end to come")
+        assert not stopped.done()
+        client.send(whole[-1:])
+        assert (await read_reply(client)).status == 200
+        await stopped
 
 
 @in_a_loop

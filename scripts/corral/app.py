@@ -273,8 +273,10 @@ class App:
         self._stop_wanted.set()
 
     def _stop_if_idle(self, idle: IdleExit) -> None:
+        if self._stop_wanted.is_set():
+            return
         queue, states = self.fleet.queue, self.fleet.statuses().values()
-        in_hand = queue.active or any(map(queue.depth, self.catalogue.models))
+        in_hand = self.gate.arriving or queue.active or any(map(queue.depth, self.catalogue.models))
         loading = any(each.state in (ModelState.STARTING, ModelState.LOADING) for each in states)
         busy = bool(in_hand) or loading or not self.fleet.preload_settled
         if idle.due(clock.monotonic(), last_activity=self.gate.recorder.last_activity_at, busy=busy):
