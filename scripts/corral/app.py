@@ -15,6 +15,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 
@@ -92,10 +93,13 @@ class App:
         self._stop_wanted = asyncio.Event()
         self._hurry = False
         self._ended = False
+        # What has been opened so far, and how it is let go of: the last comes first.
+        self._ending = AsyncExitStack()
 
     # Start -------------------------------------------------------------------------------------
 
     async def start(self) -> None:
+        self._ending.callback(self._end)
         loop = asyncio.get_running_loop()
         # Process 1 of a container does not even notice a signal that it has no handler for.
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -103,6 +107,7 @@ class App:
         loop.add_signal_handler(signal.SIGHUP, self._load_keys, self.key_store.reload)
         self.reaper.start(loop)
         self.bulletin.write()
+        self._ending.push_async_callback(self._health.stop)
         if self.settings.server.health_port != self.settings.server.port or not self.settings.server.port:
             self._health.start()
         self._see_what_must_be_there()
@@ -111,12 +116,17 @@ class App:
         self.port = sockets[0].getsockname()[1]
         self.key_store.load()
         await asyncio.to_thread(self._look_around)
+        self._ending.callback(self.learned.close)
         for warning in (*self.settings.warnings, *self.catalogue.warnings):
             log.warning("%s", warning)
         self.fleet = self._build_fleet()
         self.gate = self._build_gate()
         self.server = self._build_server()
         await self.server.listen(sockets, self._certificate.context if self._certificate else None)
+        self._ending.callback(self.gate.recorder.flush)
+        self._ending.push_async_callback(self.server.close)
+        self._ending.push_async_callback(self.fleet.stop)
+        self._ending.push_async_callback(self.opinions.stop)
         self.fleet.preload(self._preloads())
         self.bulletin.serve(self.fleet)
         tasks.spawn(self.fleet.run(), "the fleet's clock")
@@ -301,16 +311,10 @@ class App:
 
     async def close(self) -> None:
         """Let go of everything, the health process last. Also after a start that failed half-way."""
-        if hasattr(self, "fleet"):
-            await self.opinions.stop()
-            await self.fleet.stop()
-        if hasattr(self, "server"):
-            await self.server.close()
-            self.gate.recorder.flush()
+        await self._ending.aclose()
+
+    def _end(self) -> None:
         self._ended = True
-        if hasattr(self, "learned"):
-            self.learned.close()
-        await self._health.stop()
         log.info("stopped")
         self.logs.stop()
 
