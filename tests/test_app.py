@@ -139,7 +139,7 @@ class Slow:
 
 @pytest.mark.parametrize("slow_part", ["the models", "the cards", "what was learnt"])
 @in_a_loop
-async def test_health_answers_and_connections_are_taken_before_anything_slow(
+async def test_probes_are_answered_and_others_wait_before_anything_slow(
     site: Site, monkeypatch: pytest.MonkeyPatch, slow_part: str
 ) -> None:
     places: dict[str, tuple[Any, str]] = {
@@ -158,9 +158,11 @@ async def test_health_answers_and_connections_are_taken_before_anything_slow(
         assert (status["phase"], status["preload_settled"], status["models"]) == ("starting", False, {})
         assert status["pid"] == os.getpid()
         early = await RawClient.connect(site.port)
-        early.send(request("/ping"))
+        early.send(request("/v1/models", key=ALICE))
         await eventually(lambda: not refused(site.health_port), "the health port listens")
-        assert (await site.ask("/ping", port=site.health_port)).status == 204
+        for port in (site.port, site.health_port):
+            codes = [(await site.ask(path, port=port)).status for path in ("/ping", "/readyz", "/live")]
+            assert codes == [204, 503, 200]
         assert not starting.done()
         slow.goes_on()
         await starting

@@ -1,9 +1,9 @@
 """The gateway from its first line to its last: build, start, drain, stop.
 
 The order of the start is a promise: the status file says `starting` and the health process runs before
-anything slow, then the sockets listen, then models load. The order of the stop is its mirror: refuse
-what is new, let finish what runs, stop the herd, and the health process last, so that whoever asks it
-sees the end coming.
+anything slow, then the sockets listen and probes are answered, then models load. The order of the stop is
+its mirror: refuse what is new, let finish what runs, stop the herd, and the health process last, so that
+whoever asks it sees the end coming.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from corral.handlers import replies
 from corral.handlers.gate import Gate
 from corral.handlers.record import Recorder
 from corral.handlers.routes import Routes
+from corral.handlers.vestibule import Vestibule
 from corral.health_process import HealthProcess
 from corral.logs import log_to
 from corral.metrics import Metrics
@@ -78,6 +79,7 @@ class App:
         self.patrol = Patrol()
         self.client = HttpClient(self.patrol)
         self.metrics = Metrics(corral.__version__, clock.wall())
+        self.recorder = Recorder(self.logs.open_access_log(), config.logs.format, self.metrics)
         self.key_store = KeyFileStore(config.access.keys_file)
         self.gpu_probe: GpuProbe | None = None
         self.gpus: tuple[GpuReading, ...] = ()
@@ -111,9 +113,7 @@ class App:
         if self.settings.server.health_port != self.settings.server.port or not self.settings.server.port:
             self._health.start()
         self._see_what_must_be_there()
-        # The kernel takes connections from here on, and whoever asks meanwhile simply waits.
-        sockets = listen_sockets(self.settings.server.host, self.settings.server.port)
-        self.port = sockets[0].getsockname()[1]
+        vestibule = await self._listen()
         self.key_store.load()
         await asyncio.to_thread(self._look_around)
         self._ending.callback(self.learned.close)
@@ -121,14 +121,12 @@ class App:
             log.warning("%s", warning)
         self.fleet = self._build_fleet()
         self.gate = self._build_gate()
-        self.server = self._build_server()
-        await self.server.listen(sockets, self._certificate.context if self._certificate else None)
-        self._ending.callback(self.gate.recorder.flush)
-        self._ending.push_async_callback(self.server.close)
         self._ending.push_async_callback(self.fleet.stop)
         self._ending.push_async_callback(self.opinions.stop)
         self.fleet.preload(self._preloads())
         self.bulletin.serve(self.fleet)
+        self.server.handler = Routes(self.gate).handle
+        vestibule.open(self.server.handler)
         tasks.spawn(self.fleet.run(), "the fleet's clock")
         tasks.spawn(self.opinions.run(), "the second opinions")
         self._every(STATUS_EVERY_S, self.bulletin.write, "the status file")
@@ -138,6 +136,18 @@ class App:
         if (after_s := self.settings.server.idle_exit_s) is not None:
             idle = IdleExit(after_s, clock.monotonic())
             self._every(IDLE_EVERY_S, partial(self._stop_if_idle, idle), "the end of idleness")
+
+    async def _listen(self) -> Vestibule:
+        """From here on probes are answered, and whoever else asks waits until there is a gate."""
+        own = self.settings.server
+        sockets = listen_sockets(own.host, own.port)
+        self.port = sockets[0].getsockname()[1]
+        vestibule = Vestibule(own.health_check_path, self.bulletin.document, self.recorder)
+        self.server = self._build_server(vestibule)
+        await self.server.listen(sockets, self._certificate.context if self._certificate else None)
+        self._ending.callback(self.recorder.flush)
+        self._ending.push_async_callback(self.server.close)
+        return vestibule
 
     def _see_what_must_be_there(self) -> None:
         """Raises SettingsError: a container started for a model that is not there should end, and say so."""
@@ -221,12 +231,12 @@ class App:
             metrics=self.metrics,
             keys=self._key_ring(),
             status=self.bulletin.document,
-            recorder=Recorder(self.logs.open_access_log(), self.settings.logs.format, self.metrics),
+            recorder=self.recorder,
             dropped_log_lines=lambda: self.logs.dropped_lines,
             open_connections=lambda: self.server.connections,
         )
 
-    def _build_server(self) -> HttpServer:
+    def _build_server(self, vestibule: Vestibule) -> HttpServer:
         own = self.settings.server
         limits = ServerLimits(
             head=http1.Limits(headers_max=own.headers_max, line_max_bytes=own.header_line_max_bytes),
@@ -237,8 +247,8 @@ class App:
             write_timeout_s=own.write_timeout_s,
             keepalive_timeout_s=own.keepalive_timeout_s,
         )
-        handle = Routes(self.gate).handle
-        return HttpServer(handle, limits, self.patrol, replies.error_page, self.gate.recorder.refused)
+        refused = self.recorder.refused
+        return HttpServer(vestibule.handle, limits, self.patrol, replies.error_page, refused)
 
     def _preloads(self) -> tuple[str, ...]:
         if self.settings.single_model is not None:
@@ -289,7 +299,7 @@ class App:
         in_hand = self.gate.arriving or queue.active or any(map(queue.depth, self.catalogue.models))
         loading = any(each.state in (ModelState.STARTING, ModelState.LOADING) for each in states)
         busy = bool(in_hand) or loading or not self.fleet.preload_settled
-        if idle.due(clock.monotonic(), last_activity=self.gate.recorder.last_activity_at, busy=busy):
+        if idle.due(clock.monotonic(), last_activity=self.recorder.last_activity_at, busy=busy):
             log.info("no model was asked for within %g s (IDLE_EXIT_S)", self.settings.server.idle_exit_s)
             self._stop_wanted.set()
 
