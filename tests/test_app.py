@@ -252,7 +252,9 @@ async def test_a_start_that_fails_says_why_in_one_line_and_leaves_nothing(
     with socket.create_server(("0.0.0.0", site.port)):
         assert await app_module.serve(site.load()) == 1
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith(f"corral: cannot listen on all interfaces, port {site.port}: the port is taken")
+    reason = f"cannot listen on all interfaces, port {site.port}: the port is taken"
+    assert line.startswith(f"corral: {reason}")
+    assert f" CRITICAL {reason}" in log_text(site), "whoever comes later finds it in the boot log"
     assert site.health_pid() is None
 
 

@@ -348,6 +348,7 @@ async def serve(config: Settings) -> int:
     try:
         await app.start()
     except errors.SettingsError as error:
+        log.critical("%s", error)
         await app.close()
         print(f"corral: {error}", file=sys.stderr)
         return 1
