@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from corral import app as app_module
-from corral import health_process, settings
+from corral import settings
 from corral.app import App
 from corral.drivers import clock
 from corral.drivers.gpu_probe import GpuProbe, GpuReading
@@ -109,7 +109,6 @@ class Site:
 def site(tmp_path: Path, demo_files: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     for name in ("STATUS_EVERY_S", "KEYS_EVERY_S", "CERTIFICATE_EVERY_S", "IDLE_EVERY_S"):
         monkeypatch.setattr(app_module, name, 0.01)
-    monkeypatch.setattr(health_process, "RESTART_S", 0.01)
     with root_logger.put_back():
         yield Site(tmp_path, demo_files)
 
