@@ -162,6 +162,7 @@ async def test_probes_are_answered_and_others_wait_before_anything_slow(
         for port in (site.port, site.health_port):
             codes = [(await site.ask(path, port=port)).status for path in ("/ping", "/readyz", "/live")]
             assert codes == [204, 503, 200]
+        await eventually(lambda: site.status()["written_at"] > status["written_at"], "it does not grow stale")
         assert not starting.done()
         slow.goes_on()
         await starting

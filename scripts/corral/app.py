@@ -109,6 +109,7 @@ class App:
         loop.add_signal_handler(signal.SIGHUP, self._load_keys, self.key_store.reload)
         self.reaper.start(loop)
         self.bulletin.write()
+        self._every(STATUS_EVERY_S, self.bulletin.write, "the status file")
         self._ending.push_async_callback(self._health.stop)
         if self.settings.server.health_port != self.settings.server.port or not self.settings.server.port:
             self._health.start()
@@ -129,7 +130,6 @@ class App:
         vestibule.open(self.server.handler)
         tasks.spawn(self.fleet.run(), "the fleet's clock")
         tasks.spawn(self.opinions.run(), "the second opinions")
-        self._every(STATUS_EVERY_S, self.bulletin.write, "the status file")
         self._every(KEYS_EVERY_S, partial(self._load_keys, self.key_store.load), "the keys")
         if self._certificate is not None:
             self._every(CERTIFICATE_EVERY_S, self._certificate.reload_if_changed, "the certificate")
