@@ -23,7 +23,7 @@ import yaml
 from corral.metrics import Metrics
 from corral.settings import DECLARATIONS
 from tests.conftest import StartCorral
-from tests.support import ROOT, repository_files, strangers_environment
+from tests.support import ROOT, make_certificate, repository_files, strangers_environment
 from tests.waiting import wait_until
 
 DEPLOY = ROOT / "deploy"
@@ -93,18 +93,7 @@ def test_the_images_health_check_also_speaks_https_where_the_gateways_port_is_th
     start_corral: StartCorral, free_port: int, tmp_path: Path
 ) -> None:
     cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-    ]
-    command += ["-subj", "/CN=localhost", "-days", "2", "-keyout", str(key), "-out", str(cert)]
-    subprocess.run(command, check=True, capture_output=True)
+    make_certificate(cert, key)
     ports = {"GATEWAY_PORT": str(free_port), "PORT_HEALTH": str(free_port), "TLS_CERT_FILE": str(cert)}
     start_corral(environment={**ports, "TLS_KEY_FILE": str(key)}, until_up=False)
 

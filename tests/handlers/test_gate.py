@@ -10,9 +10,11 @@ from corral import errors
 from corral.formats.key_file import Role
 from corral.handlers.gate import Gate
 from corral.policy.authentication import Principal
-from tests.handlers.gatehouse import KEY, Gatehouse, request
+from tests.handlers.gatehouse import CHAT, KEY, Gatehouse, read_reply, request
 from tests.handlers.unwired import call_for
+from tests.in_a_loop import in_a_loop
 from tests.models import a_model
+from tests.waiting import eventually
 
 
 def test_a_key_makes_a_principal_whose_id_is_recorded(house: Gatehouse) -> None:
@@ -184,3 +186,19 @@ def test_a_default_that_there_is_not_is_named_in_the_refusal(house: Gatehouse) -
     }
     with pytest.raises(errors.ModelNotFound, match="There is no model 'gone'"):
         house.build().choose_model(None, EVERYBODY)
+
+
+@pytest.mark.parametrize("how", ["comes whole", "is given up"])
+@in_a_loop
+async def test_a_request_for_tokens_counts_while_its_body_is_on_its_way(house: Gatehouse, how: str) -> None:
+    async with house.open():
+        client = await house.connect()
+        whole = request("/v1/chat/completions", CHAT)
+        client.send(whole[:-1])
+        await eventually(lambda: house.gate.arriving == 1, "it is on its way")
+        if how == "comes whole":
+            client.send(whole[-1:])
+            assert (await read_reply(client)).status == 200
+        else:
+            client.close()
+        await eventually(lambda: house.gate.arriving == 0, "it is no longer")

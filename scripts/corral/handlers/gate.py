@@ -14,6 +14,7 @@ from corral import errors
 from corral.catalogue import Catalogue, Model
 from corral.drivers import clock
 from corral.drivers.http_client import HttpClient
+from corral.drivers.http_server import Exchange
 from corral.fleet import Fleet
 from corral.formats.status import StatusDocument
 from corral.handlers import visitor
@@ -48,6 +49,8 @@ class Gate:
     dropped_log_lines: Callable[[], int]
     limiter: RateLimiter = field(default_factory=RateLimiter)
     started_at: float = field(default_factory=clock.monotonic)
+    # Requests for tokens whose bodies are still on their way: somebody is at it, but no model knows yet.
+    arriving: int = 0
     passage: Passage = field(init=False)
     # Visitors by the words of a request's head, and the ring by which they were found.
     _recognised: dict[bytes, Visitor] = field(default_factory=dict)
@@ -98,6 +101,14 @@ class Gate:
         call.lines += rate_limit.lines(admission)
         if not admission.allowed:
             raise rate_limit.refusal(admission)
+
+    async def receive(self, exchange: Exchange) -> bytes:
+        """The body of a request for tokens that is not here yet."""
+        self.arriving += 1
+        try:
+            return await exchange.body()
+        finally:
+            self.arriving -= 1
 
     def choose_model(self, name: str | None, principal: Principal) -> Model:
         """The model that a request means, if the principal may use it."""

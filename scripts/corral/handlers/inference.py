@@ -51,7 +51,7 @@ async def infer(gate: Gate, call: Call) -> None:
     body = exchange.whole_body()
     if body is None:
         asked_at = clock.monotonic()
-        body = await exchange.body()
+        body = await gate.receive(exchange)
         call.waited_on_others_s = clock.monotonic() - asked_at
     small = len(body) < json_outline.LARGE_BYTES
     intent = read_intent(call, visitor, body if small else await outline_of(visitor, body))

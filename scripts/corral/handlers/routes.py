@@ -35,13 +35,9 @@ def post(handler: Handler) -> Route:
 # Whole paths first, then the longest prefix. Open without a key: what `status` answers.
 PATHS: dict[str, Route] = {
     "/": get(status.root),
-    "/ping": get(status.ping),
+    **{path: get(probe) for path, probe in status.PROBES.items()},
     "/health": get(status.health),
     "/metrics": get(status.metrics),
-    "/live": get(status.is_alive),
-    "/healthz": get(status.is_alive),
-    "/ready": get(status.is_ready),
-    "/readyz": get(status.is_ready),
     "/vram": get(planning.vram),
     "/v1/queue/stats": get(queue.stats),
     "/v1/models": get(models.list_models),
