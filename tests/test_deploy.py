@@ -22,9 +22,7 @@ import yaml
 
 from corral.metrics import Metrics
 from corral.settings import DECLARATIONS
-from tests.conftest import StartCorral
 from tests.support import ROOT, repository_files, strangers_environment
-from tests.waiting import wait_until
 
 DEPLOY = ROOT / "deploy"
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
@@ -73,45 +71,13 @@ def test_the_image_runs_as_somebody_and_starts_the_entrypoint() -> None:
     assert "--require-hashes" in DOCKERFILE
 
 
-def healthcheck() -> list[str]:
+def test_the_image_checks_its_health_with_a_program_that_it_has() -> None:
     [line] = instructions("HEALTHCHECK")
-    command: list[str] = json.loads(line.partition("CMD ")[2])
-    return [sys.executable, *command[1:]]
-
-
-def test_the_images_health_check_tells_health_from_its_absence(
-    start_corral: StartCorral, free_port: int
-) -> None:
-    corral = start_corral()
-    port = corral.health_url.rpartition(":")[2]
-    assert subprocess.run(healthcheck(), env={"PORT_HEALTH": port}).returncode == 0
-    nobody = subprocess.run(healthcheck(), env={"PORT_HEALTH": str(free_port)}, capture_output=True)
-    assert nobody.returncode == 1
-
-
-def test_the_images_health_check_also_speaks_https_where_the_gateways_port_is_the_only_one(
-    start_corral: StartCorral, free_port: int, tmp_path: Path
-) -> None:
-    cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-    ]
-    command += ["-subj", "/CN=localhost", "-days", "2", "-keyout", str(key), "-out", str(cert)]
-    subprocess.run(command, check=True, capture_output=True)
-    ports = {"GATEWAY_PORT": str(free_port), "PORT_HEALTH": str(free_port), "TLS_CERT_FILE": str(cert)}
-    start_corral(environment={**ports, "TLS_KEY_FILE": str(key)}, until_up=False)
-
-    def says_healthy() -> bool:
-        return subprocess.run(healthcheck(), env=ports, capture_output=True).returncode == 0
-
-    wait_until(says_healthy, "the check says healthy", 20.0)
+    python, program = json.loads(line.partition("CMD ")[2])
+    assert python == "python3"
+    assert (ROOT / program).exists()
+    assert program.split("/")[0] in " ".join(instructions("COPY")).split()
+    assert "--timeout=3s" in line  # as tests/test_health_check.py allows
 
 
 # Compose ------------------------------------------------------------------------------------------
