@@ -7,22 +7,26 @@ against what it must agree with: the settings, the metrics, the ports, the files
 from __future__ import annotations
 
 import fnmatch
+import http.client
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
 from corral.metrics import Metrics
 from corral.settings import DECLARATIONS
-from tests.support import ROOT, repository_files, strangers_environment
+from tests.conftest import StartCorral
+from tests.support import ROOT, ask, repository_files, strangers_environment
 
 DEPLOY = ROOT / "deploy"
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
@@ -234,19 +238,51 @@ def test_the_parts_of_kubernetes_are_all_applied_and_find_one_another() -> None:
     assert kinds["ScaledObject"]["spec"]["triggers"][0]["metadata"]["query"] == "sum(router_queue_depth)"
 
 
-def test_a_pod_is_probed_on_the_health_port_alone_and_has_time_to_drain() -> None:
+def gateways_pod() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The pod of the Deployment, and its one container."""
     pod = manifests()["Deployment"]["spec"]["template"]["spec"]
     [container] = pod["containers"]
-    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    assert ports == {"http": 8000, "health": 8001}
-    probes = {
-        name: container[name]["httpGet"] for name in ("startupProbe", "livenessProbe", "readinessProbe")
-    }
-    assert {probe["port"] for probe in probes.values()} == {"health"}
-    assert probes["readinessProbe"]["path"] == "/ready"
+    return pod, container
+
+
+def test_a_pod_has_the_variables_and_the_volumes_that_it_uses_and_time_to_drain() -> None:
+    pod, container = gateways_pod()
     assert {variable["name"] for variable in container["env"]} <= VARIABLES
     assert pod["terminationGracePeriodSeconds"] > 30
     assert {mount["name"] for mount in container["volumeMounts"]} == {each["name"] for each in pod["volumes"]}
+
+
+def test_the_gateway_says_whether_it_lives_and_the_health_port_whether_it_is_ready() -> None:
+    _pod, container = gateways_pod()
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"http": 8000, "health": 8001}
+    asked = {name: container[name]["httpGet"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
+    assert asked == {
+        "startupProbe": {"path": "/live", "port": "http"},
+        "livenessProbe": {"path": "/live", "port": "http"},
+        "readinessProbe": {"path": "/ready", "port": "health"},
+    }
+    assert container["livenessProbe"]["timeoutSeconds"] == 5
+
+
+def test_a_gateway_that_hangs_is_not_alive_to_kubernetes_though_its_health_port_answers(
+    start_corral: StartCorral,
+) -> None:
+    corral = start_corral()
+    asked = gateways_pod()[1]["livenessProbe"]["httpGet"]
+    probed = {"http": corral.url, "health": corral.health_url}[asked["port"]]
+    assert ask(probed + asked["path"]).status == 200
+    corral.tell(signal.SIGSTOP)
+    try:
+        assert ask(corral.health_url + asked["path"]).status == 200
+        address = urlsplit(probed)
+        connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=0.5)
+        connection.request("GET", asked["path"])
+        with pytest.raises(TimeoutError):
+            connection.getresponse()
+        connection.close()
+    finally:
+        corral.tell(signal.SIGCONT)
 
 
 # Recipes ------------------------------------------------------------------------------------------
