@@ -43,9 +43,11 @@ COPY scripts scripts
 RUN python3 -m compileall -q scripts
 
 # The base image tells every llama-server to listen to everybody. Here they listen to the gateway alone.
+# What CUDA compiles for a GPU would lie in the home directory, /tmp, beside the status file.
 ENV PATH=/opt/corral/bin:$PATH \
     LLAMA_SERVER_PATH=/app/llama-server \
-    LLAMA_ARG_HOST=127.0.0.1
+    LLAMA_ARG_HOST=127.0.0.1 \
+    CUDA_CACHE_PATH=/data/cuda
 
 EXPOSE 8000 8001
 USER 10001

@@ -16,21 +16,25 @@ import signal
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
+from corral.formats.status import DOCUMENT_BYTES_MAX
 from corral.metrics import Metrics
 from corral.settings import DECLARATIONS
+from corral.settings.children import inheritable
 from tests.conftest import StartCorral
 from tests.support import ROOT, ask, repository_files, strangers_environment
 
 DEPLOY = ROOT / "deploy"
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 VARIABLES = {name for row in DECLARATIONS for name in row.variables}
+# Not ours, and handed on to the engines.
+OF_CUDA = {"CUDA_CACHE_PATH"}
 COMPOSE_FILES = ("docker-compose.yml", "docker-compose.monitoring.yml", "deploy/docker-compose.gpu.yml")
 KUBERNETES = DEPLOY / "kubernetes"
 OF_OPERATORS = {"ServiceMonitor", "ScaledObject", "Kustomization"}
@@ -82,6 +86,13 @@ def test_the_image_checks_its_health_with_a_program_that_it_has() -> None:
     assert (ROOT / program).exists()
     assert program.split("/")[0] in " ".join(instructions("COPY")).split()
     assert "--timeout=3s" in line  # as tests/test_health_check.py allows
+
+
+def test_what_cuda_compiles_is_kept_with_the_data_and_engines_are_told_so() -> None:
+    [line] = instructions("ENV")
+    environment = dict(pair.split("=", 1) for pair in line.split())
+    assert environment["CUDA_CACHE_PATH"] == "/data/cuda"
+    assert inheritable(environment).items() >= {"CUDA_CACHE_PATH": "/data/cuda"}.items()
 
 
 # Compose ------------------------------------------------------------------------------------------
@@ -247,9 +258,22 @@ def gateways_pod() -> tuple[dict[str, Any], dict[str, Any]]:
 
 def test_a_pod_has_the_variables_and_the_volumes_that_it_uses_and_time_to_drain() -> None:
     pod, container = gateways_pod()
-    assert {variable["name"] for variable in container["env"]} <= VARIABLES
+    assert {variable["name"] for variable in container["env"]} <= VARIABLES | OF_CUDA
     assert pod["terminationGracePeriodSeconds"] > 30
     assert {mount["name"] for mount in container["volumeMounts"]} == {each["name"] for each in pod["volumes"]}
+
+
+def test_nothing_else_is_written_where_a_pods_status_file_is() -> None:
+    """A place that is full would take the pod out of service: its status would grow old."""
+    pod, container = gateways_pod()
+    environment = {each["name"]: each.get("value") for each in container["env"]}
+    mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    runtime = mounted[environment["RUNTIME_DIR"]]
+    assert list(mounted.values()).count(runtime) == 1
+    [volume] = [each for each in pod["volumes"] if each["name"] == runtime]
+    # Writing a file anew takes room for two.
+    assert int(volume["emptyDir"]["sizeLimit"].removesuffix("Mi")) * 2**20 >= 2 * DOCUMENT_BYTES_MAX
+    assert PurePath(environment["CUDA_CACHE_PATH"]).parent == PurePath(environment["DATA_DIR"])
 
 
 def test_the_gateway_says_whether_it_lives_and_the_health_port_whether_it_is_ready() -> None:
@@ -308,7 +332,9 @@ def test_runpods_variables_are_ours() -> None:
 def test_the_unit_for_systemd_starts_the_entrypoint_and_waits_for_the_drain() -> None:
     unit = (DEPLOY / "systemd" / "corral.service").read_text()
     assert "ExecStart=/opt/corral/entrypoint.sh\n" in unit
-    assert set(re.findall(r"^Environment=(\w+)=", unit, re.MULTILINE)) <= VARIABLES
+    environment = dict(re.findall(r"^Environment=(\w+)=(.*)$", unit, re.MULTILINE))
+    assert environment.keys() <= VARIABLES | OF_CUDA
+    assert PurePath(environment["CUDA_CACHE_PATH"]).parent == PurePath(environment["DATA_DIR"])
     timeout = re.search(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
     assert timeout is not None
     assert int(timeout[1]) > 30
