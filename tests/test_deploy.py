@@ -35,7 +35,7 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 VARIABLES = {name for row in DECLARATIONS for name in row.variables}
 # Not ours, and handed on to the engines.
 OF_CUDA = {"CUDA_CACHE_PATH"}
-COMPOSE_FILES = ("docker-compose.yml", "docker-compose.monitoring.yml", "deploy/docker-compose.gpu.yml")
+COMPOSE_FILES = ("docker-compose.yml", "docker-compose.monitoring.yml")
 KUBERNETES = DEPLOY / "kubernetes"
 OF_OPERATORS = {"ServiceMonitor", "ScaledObject", "Kustomization"}
 
@@ -100,7 +100,7 @@ def test_what_cuda_compiles_is_kept_with_the_data_and_engines_are_told_so() -> N
 
 def services() -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for name in COMPOSE_FILES[:2]:
+    for name in COMPOSE_FILES:
         found |= read_yaml(ROOT / name)["services"]
     return found
 
@@ -120,7 +120,7 @@ def test_compose_has_the_services_and_the_ports_that_people_expect() -> None:
     assert found["gateway"]["environment"].keys() <= VARIABLES
 
 
-@pytest.mark.parametrize("name", COMPOSE_FILES[:2])
+@pytest.mark.parametrize("name", [*COMPOSE_FILES, "deploy/docker-compose.host.yml"])
 def test_every_volume_of_compose_is_declared_or_in_the_repository(name: str) -> None:
     document = read_yaml(ROOT / name)
     for service in document["services"].values():
@@ -130,7 +130,7 @@ def test_every_volume_of_compose_is_declared_or_in_the_repository(name: str) -> 
 
 
 def test_gpus_are_asked_for_in_a_file_of_their_own() -> None:
-    reserved = read_yaml(ROOT / COMPOSE_FILES[2])["services"]["gateway"]["deploy"]["resources"][
+    reserved = read_yaml(DEPLOY / "docker-compose.gpu.yml")["services"]["gateway"]["deploy"]["resources"][
         "reservations"
     ]
     assert reserved["devices"] == [{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}]
@@ -212,9 +212,33 @@ def test_grafana_finds_prometheus_and_the_dashboard() -> None:
     assert mounts["./deploy/grafana/dashboards"] == provider["options"]["path"]
 
 
-def test_prometheus_asks_the_gateway() -> None:
-    [job] = read_yaml(DEPLOY / "prometheus" / "prometheus.yml")["scrape_configs"]
-    assert "gateway:8000" in job["static_configs"][0]["targets"]
+def target(configuration: Path) -> tuple[str, str]:
+    """Whom Prometheus asks: one, since a gateway that is asked under two names is counted twice."""
+    [job] = read_yaml(configuration)["scrape_configs"]
+    assert job.get("metrics_path", "/metrics") == "/metrics"
+    [group] = job["static_configs"]
+    [only] = group["targets"]
+    host, _, port = only.partition(":")
+    return host, port
+
+
+def mounted_at(service: dict[str, Any], inside: str) -> Path:
+    """The file of the repository that a container has there."""
+    [source] = [volume.split(":")[0] for volume in service["volumes"] if volume.split(":")[1] == inside]
+    return ROOT / source
+
+
+def test_prometheus_asks_the_gateway_once() -> None:
+    found = services()
+    host, port = target(mounted_at(found["prometheus"], "/etc/prometheus/prometheus.yml"))
+    assert port in [each.rpartition(":")[2] for each in found[host]["ports"]]
+
+
+def test_beside_a_gateway_in_no_container_prometheus_asks_the_machine_once() -> None:
+    overlay = read_yaml(DEPLOY / "docker-compose.host.yml")["services"]["prometheus"]
+    host, port = target(mounted_at(overlay, "/etc/prometheus/prometheus.yml"))
+    assert overlay["extra_hosts"] == [f"{host}:host-gateway"]
+    assert port == "8000"
 
 
 # Kubernetes ---------------------------------------------------------------------------------------
