@@ -224,8 +224,8 @@ def target(configuration: Path) -> tuple[str, str]:
 
 def mounted_at(service: dict[str, Any], inside: str) -> Path:
     """The file of the repository that a container has there."""
-    [source] = [volume.split(":")[0] for volume in service["volumes"] if volume.split(":")[1] == inside]
-    return ROOT / source
+    sources: dict[str, str] = {volume.split(":")[1]: volume.split(":")[0] for volume in service["volumes"]}
+    return ROOT / sources[inside]
 
 
 def test_prometheus_asks_the_gateway_once() -> None:
@@ -244,6 +244,11 @@ def test_beside_a_gateway_in_no_container_prometheus_asks_the_machine_once() -> 
 # Kubernetes ---------------------------------------------------------------------------------------
 
 
+def variables(container: dict[str, Any]) -> dict[str, Any]:
+    """What a container's manifest sets, None where it comes from a secret."""
+    return {each["name"]: each.get("value") for each in container["env"]}
+
+
 def manifests() -> dict[str, Any]:
     found = [read_yaml(path) for path in KUBERNETES.glob("*.yaml")]
     return {each["kind"]: each for each in found}
@@ -260,37 +265,68 @@ def test_kubernetes_own_kinds_fit_its_schemas(path: Path) -> None:
 
 def test_the_parts_of_kubernetes_are_all_applied_and_find_one_another() -> None:
     kinds = manifests()
-    files = {path.name for path in KUBERNETES.glob("*.yaml")} - {"kustomization.yaml"}
+    files = {path.name for path in KUBERNETES.glob("*.yaml")} - {"kustomization.yaml", "loader.yaml"}
     assert set(kinds["Kustomization"]["resources"]) == files
-    pod = kinds["Deployment"]["spec"]["template"]
+    pod = kinds["StatefulSet"]["spec"]["template"]
     labels = pod["metadata"]["labels"]
     assert kinds["Service"]["spec"]["selector"] == labels
-    for kind in ("Deployment", "PodDisruptionBudget", "ServiceMonitor"):
+    for kind in ("StatefulSet", "PodDisruptionBudget", "ServiceMonitor"):
         assert kinds[kind]["spec"]["selector"]["matchLabels"] == labels
     [port] = kinds["Service"]["spec"]["ports"]
     assert kinds["ServiceMonitor"]["spec"]["endpoints"][0]["port"] == port["name"]
-    assert kinds["ScaledObject"]["spec"]["scaleTargetRef"]["name"] == kinds["Deployment"]["metadata"]["name"]
+    assert kinds["StatefulSet"]["spec"]["serviceName"] == kinds["Service"]["metadata"]["name"]
+    scaled = kinds["ScaledObject"]["spec"]["scaleTargetRef"]
+    assert (scaled["kind"], scaled["name"]) == ("StatefulSet", kinds["StatefulSet"]["metadata"]["name"])
     assert kinds["ScaledObject"]["spec"]["triggers"][0]["metadata"]["query"] == "sum(router_queue_depth)"
 
 
 def gateways_pod() -> tuple[dict[str, Any], dict[str, Any]]:
-    """The pod of the Deployment, and its one container."""
-    pod = manifests()["Deployment"]["spec"]["template"]["spec"]
+    """The pod of the StatefulSet, and its one container."""
+    pod = manifests()["StatefulSet"]["spec"]["template"]["spec"]
     [container] = pod["containers"]
     return pod, container
 
 
 def test_a_pod_has_the_variables_and_the_volumes_that_it_uses_and_time_to_drain() -> None:
     pod, container = gateways_pod()
-    assert {variable["name"] for variable in container["env"]} <= VARIABLES | OF_CUDA
+    assert variables(container).keys() <= VARIABLES | OF_CUDA
     assert pod["terminationGracePeriodSeconds"] > 30
-    assert {mount["name"] for mount in container["volumeMounts"]} == {each["name"] for each in pod["volumes"]}
+    claims = {each["metadata"]["name"] for each in manifests()["StatefulSet"]["spec"]["volumeClaimTemplates"]}
+    assert {mount["name"] for mount in container["volumeMounts"]} == claims | {
+        each["name"] for each in pod["volumes"]
+    }
+
+
+def test_what_a_pod_learns_is_found_by_the_pod_that_takes_its_place() -> None:
+    """It is kept below DATA_DIR by INSTANCE_ID, which is the pod's name and with it its claim's."""
+    _pod, container = gateways_pod()
+    environment = variables(container)
+    assert "INSTANCE_ID" not in environment
+    [data] = manifests()["StatefulSet"]["spec"]["volumeClaimTemplates"]
+    assert {"name": data["metadata"]["name"], "mountPath": environment["DATA_DIR"]} in container[
+        "volumeMounts"
+    ]
+
+
+def test_models_get_to_where_the_gateway_reads_them() -> None:
+    pod, container = gateways_pod()
+    loader = manifests()["Pod"]["spec"]
+    [source] = loader["volumes"]
+    assert source in pod["volumes"]
+    assert (
+        source["persistentVolumeClaim"]["claimName"]
+        == manifests()["PersistentVolumeClaim"]["metadata"]["name"]
+    )
+    assert [mount.get("readOnly") for mount in loader["containers"][0]["volumeMounts"]] == [None]
+    environment = variables(container)
+    models = {"name": source["name"], "mountPath": environment["BASE_MODELS_PATH"], "readOnly": True}
+    assert models in container["volumeMounts"]
 
 
 def test_nothing_else_is_written_where_a_pods_status_file_is() -> None:
     """A place that is full would take the pod out of service: its status would grow old."""
     pod, container = gateways_pod()
-    environment = {each["name"]: each.get("value") for each in container["env"]}
+    environment = variables(container)
     mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
     runtime = mounted[environment["RUNTIME_DIR"]]
     assert list(mounted.values()).count(runtime) == 1
@@ -343,7 +379,7 @@ def test_fly_and_cloud_run_set_variables_that_there_are_and_leave_time_to_drain(
     assert float(fly["env"]["DRAIN_TIMEOUT_S"]) < float(fly["kill_timeout"].removesuffix("s"))
     service = read_yaml(DEPLOY / "platforms" / "cloud-run.yaml")
     [container] = service["spec"]["template"]["spec"]["containers"]
-    environment = {each["name"]: each.get("value") for each in container["env"]}
+    environment = variables(container)
     assert environment.keys() <= VARIABLES
     assert float(environment["DRAIN_TIMEOUT_S"]) < 10
 
