@@ -277,7 +277,19 @@ def test_the_parts_of_kubernetes_are_all_applied_and_find_one_another() -> None:
     assert kinds["StatefulSet"]["spec"]["serviceName"] == kinds["Service"]["metadata"]["name"]
     scaled = kinds["ScaledObject"]["spec"]["scaleTargetRef"]
     assert (scaled["kind"], scaled["name"]) == ("StatefulSet", kinds["StatefulSet"]["metadata"]["name"])
-    assert kinds["ScaledObject"]["spec"]["triggers"][0]["metadata"]["query"] == "sum(router_queue_depth)"
+
+
+def test_the_number_of_pods_follows_their_own_queues_and_nobody_elses() -> None:
+    kinds = manifests()
+    assert "replicas" not in kinds["StatefulSet"]["spec"], "it would be set back whenever this is applied"
+    spec = kinds["ScaledObject"]["spec"]
+    assert "cooldownPeriod" not in spec, "which counts only where there may be no pod at all"
+    scale_down = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
+    assert scale_down["stabilizationWindowSeconds"] == 600
+    [trigger] = spec["triggers"]
+    service = kinds["Service"]["metadata"]["name"]
+    query = f'sum(router_queue_depth{{namespace="default",service="{service}"}})'
+    assert trigger["metadata"]["query"] == query
 
 
 def gateways_pod() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -290,7 +302,9 @@ def gateways_pod() -> tuple[dict[str, Any], dict[str, Any]]:
 def test_a_pod_has_the_variables_and_the_volumes_that_it_uses_and_time_to_drain() -> None:
     pod, container = gateways_pod()
     assert variables(container).keys() <= VARIABLES | OF_CUDA
-    assert pod["terminationGracePeriodSeconds"] > 30
+    command, pause_s = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert command == "sleep"
+    assert pod["terminationGracePeriodSeconds"] >= float(pause_s) + 30 + 10
     claims = {each["metadata"]["name"] for each in manifests()["StatefulSet"]["spec"]["volumeClaimTemplates"]}
     assert {mount["name"] for mount in container["volumeMounts"]} == claims | {
         each["name"] for each in pod["volumes"]
