@@ -28,7 +28,8 @@ from corral.metrics import Metrics
 from corral.settings import DECLARATIONS
 from corral.settings.children import inheritable
 from tests.conftest import StartCorral
-from tests.support import ROOT, ask, repository_files, strangers_environment
+from tests.end_to_end.talk import CHAT, chat, content
+from tests.support import ROOT, ask, free_port, repository_files, strangers_environment
 
 DEPLOY = ROOT / "deploy"
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
@@ -396,6 +397,32 @@ def test_fly_and_cloud_run_set_variables_that_there_are_and_leave_time_to_drain(
     environment = variables(container)
     assert environment.keys() <= VARIABLES
     assert float(environment["DRAIN_TIMEOUT_S"]) < 10
+
+
+def platform_row(platform: str) -> str:
+    """What the page about deploying says of a platform."""
+    page = (ROOT / "docs" / "deploying.md").read_text(encoding="utf-8")
+    [row] = [line for line in page.splitlines() if line.startswith(f"| {platform} |")]
+    return row
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("BASE_MODELS_PATH", "/repository"), ("MODEL_PATH", "/repository/FILE.gguf")],
+)
+def test_hugging_faces_files_are_found_as_they_lie(
+    start_corral: StartCorral, tmp_path: Path, demo_files: Path, variable: str, value: str
+) -> None:
+    """A repository is mounted whole: its files are at the top, and there is no folder `models`."""
+    assert f"`{variable}={value}`" in platform_row("Hugging Face endpoints")
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    shutil.copy2(demo_files / "demo.gguf", repository / "FILE.gguf")
+    (repository / "README.md").write_text("A model.")
+    own = {variable: value.replace("/repository", str(repository)), "PORT_BACKEND": str(free_port())}
+    corral = start_corral(program=ROOT / "entrypoint.sh", environment=own)
+    assert [model["id"] for model in corral.ask("/v1/models").json()["data"]] == ["FILE"]
+    assert content(corral.ask(CHAT, chat("FILE")))
 
 
 def test_runpods_variables_are_ours() -> None:

@@ -231,7 +231,7 @@ def test_azure(start_image: Start) -> None:
 
 
 # Hugging Face endpoints: a route of one's own choice every second, on the serving port; 200 only when ready.
-# The model lies in /repository, which tests/settings/test_places.py finds.
+# The model lies in /repository: tests/test_deploy.py finds it there.
 
 
 def test_hugging_face(start_image: Start) -> None:
