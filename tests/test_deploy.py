@@ -397,6 +397,41 @@ def test_fly_and_cloud_run_set_variables_that_there_are_and_leave_time_to_drain(
     environment = variables(container)
     assert environment.keys() <= VARIABLES
     assert float(environment["DRAIN_TIMEOUT_S"]) < 10
+    assert container["livenessProbe"] == {"httpGet": {"path": "/live"}, "timeoutSeconds": 5}
+
+
+def test_what_a_recipe_asks_a_platform_for() -> None:
+    fly = tomllib.loads((DEPLOY / "platforms" / "fly.toml").read_text())
+    [machine] = fly["vm"]
+    assert machine.keys() == {"size", "memory"}
+    pod = read_yaml(DEPLOY / "platforms" / "cloud-run.yaml")["spec"]["template"]
+    [container] = pod["spec"]["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    # Without it a GPU is asked for in two zones.
+    assert pod["metadata"]["annotations"]["run.googleapis.com/gpu-zonal-redundancy-disabled"] == "true"
+
+
+def test_whoever_makes_a_key_gets_to_see_it() -> None:
+    recipes = [name for name in repository_files() if name.startswith("deploy/") or name.endswith(".md")]
+    lines = [line for name in recipes for line in (ROOT / name).read_text(encoding="utf-8").splitlines()]
+    made = [line.lstrip("# ") for line in lines if "$(openssl rand" in line]
+    assert set(made) == {'key=sk-$(openssl rand -hex 32); echo "$key"'}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "command"),
+    [
+        ("platforms/fly.toml", 'fly secrets set API_KEY="$key"'),
+        ("platforms/cloud-run.yaml", "gcloud secrets create corral-api-key"),
+        ("platforms/runpod.env", "#API_KEY="),
+        (
+            "kubernetes/kustomization.yaml",
+            'kubectl create secret generic corral --from-literal=api-key="$key"',
+        ),
+    ],
+)
+def test_a_recipe_says_where_the_key_goes(recipe: str, command: str) -> None:
+    assert command in (DEPLOY / recipe).read_text(encoding="utf-8")
 
 
 def platform_row(platform: str) -> str:
