@@ -25,8 +25,9 @@ import yaml
 
 from corral.formats.status import DOCUMENT_BYTES_MAX
 from corral.metrics import Metrics
-from corral.settings import DECLARATIONS
+from corral.settings import DECLARATIONS, load
 from corral.settings.children import inheritable
+from corral.settings.places import runtime_directory
 from tests.conftest import StartCorral
 from tests.end_to_end.talk import CHAT, chat, content
 from tests.support import ROOT, ask, free_port, repository_files, strangers_environment
@@ -119,6 +120,30 @@ def test_compose_has_the_services_and_the_ports_that_people_expect() -> None:
         "grafana": ["3000"],
     }
     assert found["gateway"]["environment"].keys() <= VARIABLES
+    # Whoever wants it for this machine alone gets it so in a container, too.
+    assert all(port.startswith("${GATEWAY_HOST:+${GATEWAY_HOST}:}") for port in found["gateway"]["ports"])
+
+
+# What .env.example shows of files that somebody must have put there.
+SOMEBODYS_FILES = {"TLS_CERT_FILE", "TLS_KEY_FILE", "MODEL_PATH", "MODEL_NAME"}
+
+
+def test_the_gateway_in_a_container_finds_its_places_whatever_dotenv_has_for_the_outside(
+    tmp_path: Path,
+) -> None:
+    example = (ROOT / ".env.example").read_text(encoding="utf-8")
+    dotenv = dict(re.findall(r"^#([A-Z_]+)=(.*)$", example, re.MULTILINE))
+    assert dotenv.keys() > SOMEBODYS_FILES
+    outside = {name: value for name, value in dotenv.items() if name not in SOMEBODYS_FILES}
+    inside = outside | services()["gateway"]["environment"]
+    # The image's engine is not here, and load() wants one that is.
+    loaded = load(inside | {"HOME": "/tmp", "LLAMA_SERVER_PATH": sys.executable}, cwd=tmp_path)
+    assert inside["LLAMA_SERVER_PATH"] == "/app/llama-server"
+    assert (loaded.server.host, loaded.server.port, loaded.server.health_port) == (None, 8000, 8001)
+    paths = loaded.paths
+    assert (str(paths.data), str(paths.models), paths.config_file) == ("/data", "/models", None)
+    assert paths.runtime == runtime_directory({}, loaded.instance_id)
+    assert (str(loaded.access.keys_file), str(loaded.logs.directory)) == ("/data/api_keys.txt", "/data/logs")
 
 
 @pytest.mark.parametrize("name", [*COMPOSE_FILES, "deploy/docker-compose.host.yml"])
