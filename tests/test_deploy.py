@@ -23,7 +23,8 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from corral.formats.status import DOCUMENT_BYTES_MAX
+from corral import errors
+from corral.formats.status import DOCUMENT_BYTES_MAX, ModelState
 from corral.metrics import Metrics
 from corral.settings import DECLARATIONS, load
 from corral.settings.children import inheritable
@@ -216,15 +217,43 @@ def test_nothing_is_deleted_unless_it_is_meant(desk: Path) -> None:
 # What watches it ----------------------------------------------------------------------------------
 
 
+def metrics_named(expression: str) -> set[str]:
+    """The metrics of ours that an expression reads, without what a histogram's name has behind it."""
+    declared = {each.name for each in Metrics("0", 0)._instruments}
+    named = set(re.findall(r"\brouter_\w+", expression))
+    found = {name if name in declared else re.sub(r"_(bucket|count|sum)$", "", name) for name in named}
+    assert found <= declared, f"/metrics has no {found - declared}"
+    return found
+
+
 def test_the_dashboard_shows_metrics_that_are_there() -> None:
     dashboard = json.loads((DEPLOY / "grafana" / "dashboards" / "corral.json").read_text())
     assert dashboard["uid"] == "corral"
-    declared = {each.name for each in Metrics("0", 0)._instruments}
     expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     assert len(expressions) > 10
-    for expression in expressions:
-        for name in re.findall(r"\brouter_\w+", expression):
-            assert declared & {name, re.sub(r"_(bucket|count|sum)$", "", name)}, f"/metrics has no {name}"
+    assert all(map(metrics_named, expressions))
+
+
+def test_alerts_go_off_by_metrics_states_and_errors_that_are_there() -> None:
+    [group] = read_yaml(DEPLOY / "prometheus" / "alerts.yml")["groups"]
+    rules = {rule["alert"]: rule["expr"] for rule in group["rules"]}
+    assert {name: metrics_named(expression) for name, expression in rules.items()} == {
+        "CorralDown": set(),
+        "CorralModelFailed": {"router_model_state"},
+        "CorralRefuses": {"router_rejections_total"},
+        "CorralWaitsLong": {"router_queue_oldest_wait_seconds"},
+        "CorralMemoryMisjudged": {"router_vram_estimate_error_ratio"},
+    }
+    [state] = re.findall(r'state="(\w+)"', rules["CorralModelFailed"])
+    assert state == ModelState.FAILED.value
+    [reasons] = re.findall(r'reason=~"([\w|]+)"', rules["CorralRefuses"])
+    codes = {kind.code for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "code")}
+    assert set(reasons.split("|")) <= codes
+    [job] = re.findall(r'job="(\w+)"', rules["CorralDown"])
+    for configuration in ("prometheus.yml", "prometheus-host.yml"):
+        read = read_yaml(DEPLOY / "prometheus" / configuration)
+        assert read["rule_files"] == ["alerts.yml"]
+        assert [each["job_name"] for each in read["scrape_configs"]] == [job]
 
 
 def test_grafana_finds_prometheus_and_the_dashboard() -> None:
@@ -258,6 +287,15 @@ def test_prometheus_asks_the_gateway_once() -> None:
     found = services()
     host, port = target(mounted_at(found["prometheus"], "/etc/prometheus/prometheus.yml"))
     assert port in [each.rpartition(":")[2] for each in found[host]["ports"]]
+
+
+def test_what_watches_it_has_its_rules_and_is_for_this_machine_alone() -> None:
+    found = services()
+    rules = mounted_at(found["prometheus"], "/etc/prometheus/alerts.yml")
+    assert rules == DEPLOY / "prometheus" / "alerts.yml"
+    for name in ("prometheus", "grafana"):
+        [port] = found[name]["ports"]
+        assert port.startswith("${MONITORING_HOST:-127.0.0.1}:")
 
 
 def test_beside_a_gateway_in_no_container_prometheus_asks_the_machine_once() -> None:
