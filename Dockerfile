@@ -22,9 +22,16 @@ RUN python3 -m venv --without-pip /opt/corral \
  && python3 -m pip --python /opt/corral/bin/python install --no-cache-dir --no-deps --require-hashes -r requirements.txt
 
 FROM ${ENGINE}
+# The base image brings labels of its own, and says by them that this is llama.cpp. What only a builder knows
+# is empty here: docker build --label org.opencontainers.image.revision=$(git rev-parse HEAD)
 LABEL org.opencontainers.image.title="corral" \
       org.opencontainers.image.description="One OpenAI-compatible gate in front of a herd of llama-server processes" \
-      org.opencontainers.image.licenses="MIT"
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.revision="" \
+      org.opencontainers.image.created="" \
+      org.opencontainers.image.source="" \
+      org.opencontainers.image.url=""
 USER 0
 WORKDIR /app
 # The user is in group 0, and the data belong to that group: so the image also works where a platform runs

@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -72,6 +73,23 @@ def test_what_the_image_copies_is_in_the_repository_and_is_not_ignored() -> None
                 assert any(fnmatch.fnmatch(name, pattern) for pattern in kept), (
                     f"{name} is not sent to the build"
                 )
+
+
+def test_the_image_does_not_say_by_its_labels_that_it_is_llama_cpp() -> None:
+    [line] = instructions("LABEL")
+    labels = dict(pair.split("=", 1) for pair in shlex.split(line))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    of_ours = {
+        "title": project["name"],
+        "description": project["description"],
+        "licenses": project["license"],
+        "version": project["version"],
+    }
+    # The others that images commonly have: true of the base alone, if it were not for these.
+    emptied = dict.fromkeys(("revision", "created", "source", "url"), "")
+    assert labels == {
+        f"org.opencontainers.image.{name}": value for name, value in (of_ours | emptied).items()
+    }
 
 
 def test_the_image_runs_as_somebody_and_starts_the_entrypoint() -> None:
