@@ -336,10 +336,13 @@ def manifests() -> dict[str, Any]:
     return {each["kind"]: each for each in found}
 
 
-@pytest.mark.parametrize("path", sorted(KUBERNETES.glob("*.yaml")), ids=lambda path: path.name)
+def of_kubernetes_own_kinds() -> list[Path]:
+    """Those of the operators have schemas elsewhere; what counts in them is tested below."""
+    return [path for path in sorted(KUBERNETES.glob("*.yaml")) if read_yaml(path)["kind"] not in OF_OPERATORS]
+
+
+@pytest.mark.parametrize("path", of_kubernetes_own_kinds(), ids=lambda path: path.name)
 def test_kubernetes_own_kinds_fit_its_schemas(path: Path) -> None:
-    if read_yaml(path)["kind"] in OF_OPERATORS:
-        return  # their schemas are their operators', and what counts is tested below
     validator = Path(sys.executable).with_name("kubernetes-validate")
     ran = subprocess.run([validator, "--strict", "--no-warn", str(path)], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
