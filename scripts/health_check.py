@@ -17,7 +17,7 @@ from corral.errors import SettingsError
 from corral.settings import Server
 
 # Who asks allows three seconds, and Python's own start is among them.
-ANSWER_TIMEOUT_S = 2.0
+ANSWER_TIMEOUT_S = 1.5
 EVERY_INTERFACE = (None, "::", "0.0.0.0")
 
 

@@ -156,7 +156,7 @@ def test_the_gateway_in_a_container_finds_its_places_whatever_dotenv_has_for_the
     outside = {name: value for name, value in dotenv.items() if name not in SOMEBODYS_FILES}
     inside = outside | services()["gateway"]["environment"]
     # The image's engine is not here, and load() wants one that is.
-    loaded = load(inside | {"HOME": "/tmp", "LLAMA_SERVER_PATH": sys.executable}, cwd=tmp_path)
+    loaded = load(inside | {"HOME": str(tmp_path), "LLAMA_SERVER_PATH": sys.executable}, cwd=tmp_path)
     assert inside["LLAMA_SERVER_PATH"] == "/app/llama-server"
     assert (loaded.server.host, loaded.server.port, loaded.server.health_port) == (None, 8000, 8001)
     paths = loaded.paths
