@@ -532,16 +532,19 @@ def platform_row(platform: str) -> str:
 def test_hugging_faces_files_are_found_as_they_lie(
     start_corral: StartCorral, tmp_path: Path, demo_files: Path, variable: str, value: str
 ) -> None:
-    """A repository is mounted whole: its files are at the top, and there is no folder `models`."""
+    """A repository is mounted whole: its files are at the top, there is no folder `models`, and a config.json
+    is about the model."""
     assert f"`{variable}={value}`" in platform_row("Hugging Face endpoints")
+    assert "`DATA_DIR=/data`" in platform_row("Hugging Face endpoints")
     repository = tmp_path / "repository"
     repository.mkdir()
     shutil.copy2(demo_files / "demo.gguf", repository / "FILE.gguf")
-    (repository / "README.md").write_text("A model.")
+    (repository / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
     own = {variable: value.replace("/repository", str(repository)), "PORT_BACKEND": str(free_port())}
     corral = start_corral(program=ROOT / "entrypoint.sh", environment=own)
     assert [model["id"] for model in corral.ask("/v1/models").json()["data"]] == ["FILE"]
     assert content(corral.ask(CHAT, chat("FILE")))
+    assert "architectures" not in corral.log_text
 
 
 def test_runpods_variables_are_ours() -> None:
