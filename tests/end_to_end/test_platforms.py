@@ -226,19 +226,19 @@ def test_knative(start_image: Start) -> None:
 
 
 # Azure Container Apps: start-up, readiness and liveness take 200 to 399. A 204 from /ping is one of these, so
-# readiness asks /ready.
+# readiness asks /ready. Each probe has a port of its own.
 
 
 def test_azure(start_image: Start) -> None:
     corral = start_image(config=SLOW, until_up=False)
-    wait_until(lambda: listens(corral.health_url), "the health port listens")
-    assert 200 <= ask(f"{corral.health_url}/live").status <= 399
+    wait_until(lambda: listens(corral.url) and listens(corral.health_url), "both ports listen")
+    assert 200 <= ask(f"{corral.url}/live").status <= 399
     assert ask(f"{corral.health_url}/ready").status == 503
     assert codes_until_200(corral.health_url, "/ready")[-1] == 200
 
 
 # Hugging Face endpoints: a route of one's own choice every second, on the serving port; 200 only when ready.
-# The model lies in /repository, which tests/settings/test_places.py finds.
+# The model lies in /repository: tests/test_deploy.py finds it there.
 
 
 def test_hugging_face(start_image: Start) -> None:
