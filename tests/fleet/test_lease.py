@@ -29,11 +29,12 @@ class FakeDoor:
         self.fault: errors.CorralError | None = None
         self._opens_at = opens_at
 
-    def arrive(self, lease: Lease) -> None:
+    def arrive(self, lease: Lease) -> FakeDoor:
         self.arrived += 1
         if self.refusal is not None:
             raise self.refusal
         lease.ticket.granted_at = self._opens_at
+        return self
 
     def depart(self, _lease: Lease) -> None:
         self.departed += 1

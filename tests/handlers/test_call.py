@@ -18,15 +18,16 @@ def test_a_call_begins_with_its_id_as_the_first_header_of_every_answer() -> None
 
 @pytest.mark.parametrize("wish", ["a", "A-z_0.9:/+=@", "x" * 128])
 def test_a_sane_id_is_kept(wish: str) -> None:
-    assert request_id(wish) == wish
+    assert request_id(wish.encode()) == wish
 
 
 @pytest.mark.parametrize("wish", [None, "", "x" * 129, "a b", "a\tb", "a,b", 'a"', "é", "a\n", "{}", "a|b"])
 def test_any_other_gets_a_new_one_each_time(wish: str | None) -> None:
-    first, second = request_id(wish), request_id(wish)
+    sent = None if wish is None else wish.encode()
+    first, second = request_id(sent), request_id(sent)
     assert first != second
     assert wish not in (first, second)
-    assert request_id(first) == first
+    assert request_id(first.encode()) == first
 
 
 def test_an_id_that_is_given_twice_is_no_id() -> None:

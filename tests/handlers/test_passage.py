@@ -71,14 +71,24 @@ def test_an_answer_comes_back_without_what_the_gate_says_itself() -> None:
         b"Cache-Control: public\r\nVary: accept\r\nX-Request-ID: theirs\r\nX-Queue-Wait-Ms: 9\r\n"
         b"Connection: x-hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\nContent-Length: 2\r\n\r\n"
     )
+    head = answer_head(text)
+    passage = Passage(varies_by_origin=False)
     for _ in range(2):  # the second time from memory
-        passage = Passage(varies_by_origin=False)
-        head = answer_head(text)
-        expected = b"x-kept: 1\r\ncache-control: public\r\nvary: accept\r\n"
-        assert passage.returned(head, is_event_stream=False) == expected
-        assert passage.returned(head, is_event_stream=False) == expected
-        assert passage.returned(head, is_event_stream=True) == b"x-kept: 1\r\nvary: accept\r\n"
-    assert b"vary" not in Passage(varies_by_origin=True).returned(head, is_event_stream=False)
+        assert passage.returned(head) == (b"x-kept: 1\r\ncache-control: public\r\nvary: accept\r\n", False)
+    assert b"vary" not in Passage(varies_by_origin=True).returned(head).lines
+
+
+def test_a_stream_of_events_comes_back_with_the_request_not_to_be_buffered() -> None:
+    text = (
+        b"HTTP/1.1 200 OK\r\nContent-Type: Text/Event-Stream; charset=utf-8\r\nCache-Control: public\r\n"
+        b"X-Accel-Buffering: yes\r\nVary: accept\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    returned = Passage(varies_by_origin=False).returned(answer_head(text))
+    assert returned.is_event_stream
+    assert returned.lines == (
+        b"content-type: Text/Event-Stream; charset=utf-8\r\nvary: accept\r\n"
+        b"cache-control: no-cache, no-transform\r\nx-accel-buffering: no\r\n"
+    )
 
 
 def test_the_memory_is_bounded() -> None:

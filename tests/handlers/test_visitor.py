@@ -24,13 +24,14 @@ def visit(**headers: str) -> Visitor:
 
 def test_who_says_nothing_waits_as_usual_and_may_have_a_model_loaded() -> None:
     assert visit(content_type="application/json") == Visitor(
-        ALICE, Priority.NORMAL, None, may_load=True, content_type="application/json"
+        ALICE, Priority.NORMAL, None, may_load=True, form_type=None
     )
 
 
 def test_what_is_said_is_understood() -> None:
-    said = visit(x_request_priority="low", x_model_load="Never", x_request_timeout="5", content_type="a/b")
-    assert said == Visitor(ALICE, Priority.LOW, 5.0, may_load=False, content_type="a/b")
+    form = "multipart/form-data; boundary=b"
+    said = visit(x_request_priority="low", x_model_load="Never", x_request_timeout="5", content_type=form)
+    assert said == Visitor(ALICE, Priority.LOW, 5.0, may_load=False, form_type=form)
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("5", 5.0), (" 0.25 ", 0.25), ("1e3", 1000.0)])

@@ -20,7 +20,7 @@ KEY = Principal("alice", Role.USER, 0, max_parallel=2, max_waiting=3)
 def test_everything_that_was_said_stands_in_its_place() -> None:
     call, _ = call_for(request("/x", headers={"x-request-id": "mine"}))
     call.model = "demo"
-    visitor = Visitor(KEY, Priority.HIGH, 5.0, may_load=True, content_type="")
+    visitor = Visitor(KEY, Priority.HIGH, 5.0, may_load=True, form_type=None)
     wish = read_wish(call, visitor, Intent("demo", stream=True, max_tokens=7), 401)
     assert wish == Wish(
         model="demo",
@@ -39,12 +39,12 @@ def test_everything_that_was_said_stands_in_its_place() -> None:
 @pytest.mark.parametrize(("body_bytes", "tokens"), [(0, 0), (1, 1), (4, 1), (10**7, PROMPT_TOKENS_MAX)])
 def test_a_prompt_is_estimated_by_its_bytes_and_a_picture_by_less(body_bytes: int, tokens: int) -> None:
     call, _ = call_for(request("/x"))
-    visitor = Visitor(KEY, Priority.NORMAL, None, may_load=True, content_type="")
+    visitor = Visitor(KEY, Priority.NORMAL, None, may_load=True, form_type=None)
     assert read_wish(call, visitor, Intent("demo", stream=False), body_bytes).prompt_tokens == tokens
 
 
 def test_without_keys_the_share_is_the_address_s() -> None:
     call, _ = call_for(request("/x"))
     nobody = Principal("anonymous", Role.USER, 0, by_address=True)
-    visitor = Visitor(nobody, Priority.NORMAL, None, may_load=True, content_type="")
+    visitor = Visitor(nobody, Priority.NORMAL, None, may_load=True, form_type=None)
     assert read_wish(call, visitor, Intent("demo", stream=False), 4).key_id == call.exchange.client

@@ -106,7 +106,7 @@ class Fleet:
         arrived_at = clock.monotonic() if asked_at is None else asked_at
         return Lease(self, Ticket(wish, arrived_at, arrived_at + wish.patience_s(self._queue_timeout_s)))
 
-    def arrive(self, lease: Lease) -> None:
+    def arrive(self, lease: Lease) -> ManagedModel:
         if self._closing:
             raise shutting_down()
         ticket = lease.ticket
@@ -120,6 +120,7 @@ class Fleet:
         actions = self._scheduler.arrive(ticket, clock.monotonic())
         if actions:
             self._carry_out(actions)
+        return model
 
     def depart(self, lease: Lease) -> None:
         ticket, now = lease.ticket, clock.monotonic()
@@ -139,9 +140,6 @@ class Fleet:
     def _forget(self, ticket: Ticket, usage: Usage | None) -> None:
         """The engine is through with an abandoned request."""
         self._carry_out(self._scheduler.depart(ticket, clock.monotonic(), usage))
-
-    def hand_over(self, lease: Lease) -> None:
-        self._models[lease.ticket.model].hand_over(lease)
 
     # What others may know ----------------------------------------------------------------------
 
@@ -190,7 +188,7 @@ class Fleet:
             self.arrive(lease)
             # Those who were there before get its slots, and this need not wait for one.
             await lease.granted(or_when=lambda: model.state is ModelState.READY)
-            self.hand_over(lease)
+            model.hand_over(lease)
         finally:
             self.depart(lease)
         return lease.address

@@ -30,14 +30,19 @@ class EngineLost(errors.UpstreamError):
             self.should_retry = False
 
 
+class Host(Protocol):
+    """The model whose slot it is."""
+
+    def hand_over(self, lease: Lease) -> None:
+        """Tell a granted lease where its slot is: address, engine, watchman. Raises EngineLost."""
+
+
 class Door(Protocol):
     """The side of the fleet that a lease talks to."""
 
-    def arrive(self, lease: Lease) -> None: ...
+    def arrive(self, lease: Lease) -> Host: ...
     def depart(self, lease: Lease) -> None: ...
     def position(self, ticket: Ticket) -> int: ...
-    def hand_over(self, lease: Lease) -> None:
-        """Tell a granted lease where its slot is: address, engine, watchman. Raises EngineLost."""
 
 
 class Lease:
@@ -53,6 +58,7 @@ class Lease:
         "_bell",
         "_door",
         "_error",
+        "_host",
         "address",
         "engine",
         "engine_goes_on",
@@ -74,12 +80,13 @@ class Lease:
         # Whether the engine may go on with the request when we let go of it.
         self.engine_goes_on = False
         self._door = door
+        self._host: Host
         self._bell: tasks.Bell | None = None
         self._error: errors.CorralError | None = None
 
     def __enter__(self) -> Lease:
         try:
-            self._door.arrive(self)
+            self._host = self._door.arrive(self)
         except BaseException:
             self._door.depart(self)
             raise
@@ -113,7 +120,7 @@ class Lease:
 
     def open(self) -> None:
         """Learn where the slot is. Raises EngineLost if its process has gone in this moment."""
-        self._door.hand_over(self)
+        self._host.hand_over(self)
 
     def _say_later(self) -> tasks.Repeat:
         assert self.on_waiting is not None

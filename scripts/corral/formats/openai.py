@@ -32,24 +32,32 @@ class Intent(NamedTuple):
 MAX_TOKENS_NAMES = ("max_completion_tokens", "max_tokens", "max_output_tokens", "n_predict")
 
 
-def read_intent(body: bytes, content_type: str) -> Intent:
-    """Read a request's body. Raises InvalidRequest that names the place and the remedy."""
-    if is_form(content_type):
-        return _form_intent(body, content_type)
+def read_intent(body: bytes, form_type: str | None = None) -> Intent:
+    """Read a request's body. Raises InvalidRequest that names the place and the remedy.
+
+    `form_type`: the content type, if the body is a form.
+    """
+    if form_type is not None:
+        return _form_intent(body, form_type)
     if not body:
         raise errors.InvalidRequest("The request has no body. Send a JSON object.")
     document = _document(body)
     if not isinstance(document, dict):
         raise errors.InvalidRequest(f"The request body must be a JSON object, not {_json_kind(document)}.")
-    stream = document.get("stream")
+    get = document.get
+    stream = get("stream")
     if stream is not None and stream is not True and stream is not False:
         raise errors.InvalidRequest("'stream' must be true or false.", param="stream")
-    name = _model_name(document["model"]) if "model" in document else None
+    name = get("model")
+    if not isinstance(name, str) or not name:
+        name = _model_name(name) if "model" in document else None
     return Intent(name, stream is True, _max_tokens(document))
 
 
-def is_form(content_type: str) -> bool:
-    return content_type[:19].lower() == "multipart/form-data"
+def form_type(content_type: str | None) -> str | None:
+    """The content type, if it is that of a form."""
+    is_form = content_type is not None and content_type[:19].lower() == "multipart/form-data"
+    return content_type if is_form else None
 
 
 def _document(body: bytes) -> object:

@@ -17,6 +17,8 @@ WINDOW_BYTES = 4096
 # The best name first: `prompt_n` leaves out what was in the engine's cache, and so do others of timings.
 _PROMPT = (b'"prompt_tokens"', b'"input_tokens"', b'"tokens_evaluated"', b'"prompt_n"')
 _GENERATED = (b'"completion_tokens"', b'"output_tokens"', b'"tokens_predicted"', b'"predicted_n"')
+# As llama-server writes it in nearly every answer: both figures in one look.
+_USUAL = re.compile(rb'"usage":\{"completion_tokens":(\d{1,12}),"prompt_tokens":(\d{1,12})[,}]')
 _NUMBER = re.compile(rb"\s*:\s*(\d{1,12})(?![\d.eE])")
 
 
@@ -33,6 +35,9 @@ NOTHING_SAID = TokenCounts(None, None)
 def read(first: bytes, last: bytes) -> TokenCounts:
     """The figures in an answer's first and last bytes. The last word counts."""
     end = last[-WINDOW_BYTES:]
+    at = end.rfind(b'"usage":{')
+    if at >= 0 and (usual := _USUAL.match(end, at)):
+        return TokenCounts(int(usual[2]), int(usual[1]))
     begin = b"" if first is end else first[:WINDOW_BYTES]  # a short answer is both
     return TokenCounts(_best(_PROMPT, begin, end), _best(_GENERATED, begin, end))
 

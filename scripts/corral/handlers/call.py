@@ -13,7 +13,7 @@ from corral.formats.priority import Priority
 from corral.formats.usage import NOTHING_SAID
 
 # An id that a client may choose: it goes into headers, logs and the engine's requests as it is.
-REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
 # What makes an id has to be new, not hard to guess: chance is asked for once, and then it is counted on.
@@ -47,7 +47,7 @@ class Call:
 
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
-        self.request_id = request_id(exchange.head.header(b"x-request-id"))
+        self.request_id = request_id(exchange.head.fields.get(b"x-request-id"))
         self.key_id = "-"
         self.model = ""
         self.is_inference = False
@@ -74,8 +74,8 @@ class Call:
         return values[0] if values else None
 
 
-def request_id(wished: str | None) -> str:
+def request_id(wished: bytes | None) -> str:
     """The client's own id if it is a sane one, else a new one."""
     if wished is not None and REQUEST_ID.fullmatch(wished):
-        return wished
+        return wished.decode("ascii")
     return f"{_ID_OF_THIS_PROCESS}-{next(_counted):012x}"

@@ -21,6 +21,7 @@ from corral.formats.openai import Intent
 from corral.formats.status import ModelState
 from corral.handlers.call import Call
 from corral.handlers.gate import Gate
+from corral.handlers.passage import Returned
 from corral.handlers.replies import JSON_TYPE
 from corral.handlers.visitor import Visitor
 from corral.handlers.wishes import charge, read_wish
@@ -58,8 +59,8 @@ async def infer(gate: Gate, call: Call) -> None:
     model = gate.choose_model(intent.model, visitor.principal)
     call.model = model.name
     gate.recorder.active()
-    if not model.embedding:
-        refuse_embeddings(exchange.head.path, model)
+    if not model.embedding and exchange.head.path.endswith("/embeddings"):
+        raise no_embeddings(model)  # what can be known to fail need not load a model first
     if not visitor.may_load:
         refuse_to_load(gate, model)
     wish = read_wish(call, visitor, intent, len(body))
@@ -145,14 +146,12 @@ def say_queued(call: Call, position: int) -> None:
     exchange.flush()
 
 
-def refuse_embeddings(path: str, model: Model) -> None:
-    """What can be known to fail need not load a model first."""
-    if path.endswith("/embeddings"):
-        raise errors.InvalidRequest(
-            f"The model {model.name!r} was not set up for embeddings. Choose one that is, "
-            'or set "embedding": true in its params.',
-            param="model",
-        )
+def no_embeddings(model: Model) -> errors.InvalidRequest:
+    return errors.InvalidRequest(
+        f"The model {model.name!r} was not set up for embeddings. Choose one that is, "
+        'or set "embedding": true in its params.',
+        param="model",
+    )
 
 
 def refuse_to_load(gate: Gate, model: Model) -> None:
@@ -169,13 +168,13 @@ def read_intent(call: Call, visitor: Visitor, body: bytes) -> Intent:
     """Which model a request is for: its body says so, or, where it does not, its query."""
     if call.exchange.head.method != "POST":
         return Intent(call.query("model"), False)
-    intent = openai.read_intent(body, visitor.content_type)
+    intent = openai.read_intent(body, visitor.form_type)
     return intent if intent.model is not None else intent._replace(model=call.query("model"))
 
 
 async def outline_of(visitor: Visitor, body: bytes) -> bytes:
     """What has to be parsed of a large body, found while others have their turns too."""
-    if openai.is_form(visitor.content_type):
+    if visitor.form_type is not None:
         return body
     steps = json_outline.outline(body)
     while True:
@@ -209,11 +208,11 @@ def passed_on_whole(gate: Gate, call: Call, answer: Answer) -> bool:
     if head.status >= 400 or call.exchange.started:
         return False
     call.first_byte_at = clock.monotonic()
-    body = None if is_event_stream(head) else answer.whole()
+    returned = gate.passage.returned(head)
+    body = None if returned.is_event_stream else answer.whole()
     if body is None:
         return False
-    lines = gate.passage.returned(head, is_event_stream=False)
-    call.exchange.respond(head.status, (), body, lines + call.lines + wait_line(call))
+    call.exchange.respond(head.status, (), body, returned.lines + call.lines + wait_line(call))
     return True
 
 
@@ -227,9 +226,10 @@ async def pass_on(gate: Gate, call: Call, answer: Answer) -> None:
         answer_body = openai.upstream_error_body(head.status, body)
         exchange.respond(head.status, [JSON_TYPE], answer_body, call.lines + wait_line(call))
         return
+    returned = gate.passage.returned(head)
     if not exchange.started:
-        start_like(gate, call, head)
-    elif not is_event_stream(head):
+        start_like(call, head, returned)
+    elif not returned.is_event_stream:
         raise errors.UpstreamError("The engine answered a request for a stream with something else.")
     exchange.feed_from(answer)
     try:
@@ -239,20 +239,13 @@ async def pass_on(gate: Gate, call: Call, answer: Answer) -> None:
     exchange.finish()
 
 
-def is_event_stream(head: http1.ResponseHead) -> bool:
-    return head.fields.get(b"content-type", b"").lower().startswith(sse.CONTENT_TYPE)
-
-
-def start_like(gate: Gate, call: Call, head: http1.ResponseHead) -> None:
+def start_like(call: Call, head: http1.ResponseHead, returned: Returned) -> None:
     """Begin our answer as the engine began its own."""
-    exchange, length = call.exchange, head.content_length
-    own: tuple[tuple[bytes, bytes], ...] = ()
-    exchange.is_event_stream = is_event_stream(head)
-    if exchange.is_event_stream:
-        own = sse.UNBUFFERED
-        length = None  # it may have to end with an error event of ours, which no length allows for
-    lines = gate.passage.returned(head, is_event_stream=exchange.is_event_stream)
-    exchange.start(head.status, own, length, lines + call.lines + wait_line(call))
+    exchange = call.exchange
+    exchange.is_event_stream = returned.is_event_stream
+    # A stream may have to end with an error event of ours, which no length allows for.
+    length = None if returned.is_event_stream else head.content_length
+    exchange.start(head.status, (), length, returned.lines + call.lines + wait_line(call))
 
 
 def wait_line(call: Call) -> bytes:

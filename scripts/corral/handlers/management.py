@@ -85,7 +85,8 @@ async def named_in_body(gate: Gate, call: Call) -> Model:
     principal = gate.authenticate(call)
     gate.admit(call, principal)
     body = await call.exchange.body()
-    intent = openai.read_intent(body, call.exchange.head.header(b"content-type") or "")
+    form_type = openai.form_type(call.exchange.head.header(b"content-type"))
+    intent = openai.read_intent(body, form_type)
     model = gate.choose_model(intent.model, principal)
     call.model = model.name
     return model

@@ -7,7 +7,7 @@ left to do for each is to put in its id and its length.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 from urllib.parse import unquote
 
 from corral.drivers.http_client import Address
@@ -58,6 +58,13 @@ UPSTREAM_PATHS["/invocations"] = "/v1/chat/completions"
 KEPT_MAX = 256
 
 
+class Returned(NamedTuple):
+    """What of an engine's head goes on to the client."""
+
+    lines: bytes
+    is_event_stream: bool
+
+
 class Passage:
     """Both ways through one gate."""
 
@@ -66,7 +73,7 @@ class Passage:
     def __init__(self, *, varies_by_origin: bool) -> None:
         self._not_returned = NOT_RETURNED | {b"vary"} if varies_by_origin else NOT_RETURNED
         self._requests: dict[tuple[bytes, Address], bytes] = {}
-        self._returned: dict[tuple[bytes, bool], bytes] = {}
+        self._returned: dict[bytes, Returned] = {}
 
     def request_head(self, head: http1.RequestHead, address: Address, id_line: bytes, length: int) -> bytes:
         """A request's head as the engine gets it: the client's own, less what was for the gate."""
@@ -80,25 +87,28 @@ class Passage:
             return b"%b%b\r\n" % (kept, id_line)
         return b"%b%bcontent-length: %d\r\n\r\n" % (kept, id_line, length)
 
-    def returned(self, head: http1.ResponseHead, *, is_event_stream: bool) -> bytes:
-        """The engine's headers as far as they go on to the client, as lines."""
-        key = (head.words, is_event_stream)
-        kept = self._returned.get(key)
+    def returned(self, head: http1.ResponseHead) -> Returned:
+        """What an engine's head says to the client."""
+        kept = self._returned.get(head.words)
         if kept is None:
-            kept = self._returned_lines(head, is_event_stream)
+            kept = self._read(head)
             if head.words:
-                _keep(self._returned, key, kept)
+                _keep(self._returned, head.words, kept)
         return kept
 
-    def _returned_lines(self, head: http1.ResponseHead, is_event_stream: bool) -> bytes:
+    def _read(self, head: http1.ResponseHead) -> Returned:
         dropped = self._not_returned
+        is_event_stream = head.fields.get(b"content-type", b"").lower().startswith(sse.CONTENT_TYPE)
         if is_event_stream:
             dropped = dropped.union(name for name, _ in sse.UNBUFFERED)
-        return http1.header_lines(
+        lines = http1.header_lines(
             pair
             for pair in http1.end_to_end(head.headers)
             if pair[0] not in dropped and not pair[0].startswith(RULES_FOR_BROWSERS)
         )
+        if is_event_stream:
+            lines += http1.header_lines(sse.UNBUFFERED)
+        return Returned(lines, is_event_stream)
 
 
 def _keep(kept: dict[K, V], key: K, value: V) -> None:

@@ -17,7 +17,8 @@ async def plan(gate: Gate, call: Call) -> None:
     principal = gate.authenticate(call)
     gate.admit(call, principal)
     body = await call.exchange.body()
-    intent = openai.read_intent(body or b"{}", call.exchange.head.header(b"content-type") or "")
+    form_type = openai.form_type(call.exchange.head.header(b"content-type"))
+    intent = openai.read_intent(body or b"{}", form_type)
     if intent.model is None:
         plans = await gate.fleet.plan([model.name for model in gate.permitted(principal)])
         send_json(call, {"plans": [_document(gate, each) for each in plans]})

@@ -117,7 +117,7 @@ class Recorder:
         if not call.reached_model:
             self._count_refused(call)
             return
-        self.active()
+        self.last_activity_at = call.ended_at
         where = call.model, call.key_id, call.priority
         series = self._series.get(where) or self._begin(where)
         received_at, ended_at = call.exchange.received_at, call.ended_at

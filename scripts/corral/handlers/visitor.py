@@ -11,7 +11,7 @@ import math
 from typing import NamedTuple
 
 from corral import errors
-from corral.formats import http1
+from corral.formats import http1, openai
 from corral.formats.priority import Priority
 from corral.policy import authentication
 from corral.policy.authentication import Principal
@@ -22,7 +22,7 @@ class Visitor(NamedTuple):
     priority: Priority
     timeout_s: float | None  # how long it is willing to wait for the whole of an answer
     may_load: bool  # a model for it; who would rather go elsewhere than wait for a load says no
-    content_type: str
+    form_type: str | None  # the content type of a form, whose boundary it names
     fault: errors.InvalidRequest | None = None  # what makes no sense of it
 
 
@@ -38,7 +38,7 @@ def read(head: http1.RequestHead, principal: Principal) -> Visitor:
         authentication.priority_of(principal, head.header(b"x-request-priority")),
         timeout_s,
         head.fields.get(b"x-model-load", b"").lower() != b"never",
-        head.header(b"content-type") or "",
+        openai.form_type(head.header(b"content-type")),
         fault,
     )
 

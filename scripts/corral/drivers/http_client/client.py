@@ -41,9 +41,10 @@ class HttpClient:
         while True:
             try:
                 connection.ask(method, head, body, silence_s, on_silence)
-                while (answer := connection.answer()) is None:
+                while True:
                     await connection.bell
-                return answer
+                    if (answer := connection.answer()) is not None:
+                        return answer
             except BaseException as error:
                 connection.abort()
                 if not (was_kept and isinstance(error, BackendGone)):

@@ -186,12 +186,10 @@ class Connection(asyncio.Protocol):
             await self._write_bell
 
     def send(self, data: bytes) -> None:
-        if not self.transport.is_closing():
-            self.transport.write(data)
+        self.transport.write(data)
 
     def send_together(self, *pieces: bytes) -> None:
-        if not self.transport.is_closing():
-            self.transport.writelines(pieces)
+        self.transport.writelines(pieces)
 
     @property
     def body_max_bytes(self) -> int:
@@ -264,10 +262,10 @@ class Connection(asyncio.Protocol):
             self._exchange = None
             self._linger(wait=not exchange.body_done)
             return
-        if self._in_a_row < IN_A_ROW_MAX:
-            self._go_on()
-        else:
+        if self._in_a_row >= IN_A_ROW_MAX:
             asyncio.get_running_loop().call_soon(self._go_on)
+        elif not self.write_paused:
+            self._await_next()
 
     def _skip_body(self) -> bool:
         """Drop a body that nobody read: all of it is here, or the exchange would close. Whether it was."""

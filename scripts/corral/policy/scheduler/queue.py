@@ -181,16 +181,14 @@ class Queue:
     def charge(self, ticket: Ticket, level: int, tokens: float) -> None:
         ticket.charged_to = level
         ticket.charged = tokens
-        self._add(ticket.key_id, level, tokens)
+        self._write(ticket.key_id, level, self._counter(ticket.key_id, level) + tokens)
 
     def settle(self, ticket: Ticket, tokens: float) -> None:
         """What it has really cost is known now."""
         correction, ticket.charged = tokens - ticket.charged, tokens
         if correction:
-            self._add(ticket.key_id, ticket.charged_to, correction)
-
-    def _add(self, key_id: str, level: int, tokens: float) -> None:
-        self._write(key_id, level, self._counter(key_id, level) + tokens)
+            level = ticket.charged_to
+            self._write(ticket.key_id, level, self._counter(ticket.key_id, level) + correction)
 
     def _counter(self, key_id: str, level: int) -> float:
         return self._counters[level].get(key_id, self._floors[level])
