@@ -22,9 +22,16 @@ RUN python3 -m venv --without-pip /opt/corral \
  && python3 -m pip --python /opt/corral/bin/python install --no-cache-dir --no-deps --require-hashes -r requirements.txt
 
 FROM ${ENGINE}
+# The base image brings labels of its own, and says by them that this is llama.cpp. What only a builder knows
+# is empty here: docker build --label org.opencontainers.image.revision=$(git rev-parse HEAD)
 LABEL org.opencontainers.image.title="corral" \
       org.opencontainers.image.description="One OpenAI-compatible gate in front of a herd of llama-server processes" \
-      org.opencontainers.image.licenses="MIT"
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.revision="" \
+      org.opencontainers.image.created="" \
+      org.opencontainers.image.source="" \
+      org.opencontainers.image.url=""
 USER 0
 WORKDIR /app
 # The user is in group 0, and the data belong to that group: so the image also works where a platform runs
@@ -43,13 +50,14 @@ COPY scripts scripts
 RUN python3 -m compileall -q scripts
 
 # The base image tells every llama-server to listen to everybody. Here they listen to the gateway alone.
+# What CUDA compiles for a GPU would lie in the home directory, /tmp, beside the status file.
 ENV PATH=/opt/corral/bin:$PATH \
     LLAMA_SERVER_PATH=/app/llama-server \
-    LLAMA_ARG_HOST=127.0.0.1
+    LLAMA_ARG_HOST=127.0.0.1 \
+    CUDA_CACHE_PATH=/data/cuda
 
 EXPOSE 8000 8001
 USER 10001
-# 204, while models load, is healthy too. The check asks the health server, so it never counts as traffic.
-HEALTHCHECK --interval=30s --timeout=3s --start-period=10s \
-    CMD ["python3", "-c", "import http.client as h, os, ssl, sys; port = os.environ.get('PORT_HEALTH') or '8001'; own = os.environ.get('GATEWAY_PORT') or os.environ.get('PORT') or '8000'; tls = os.environ.get('TLS_CERT_FILE') and port == own; c = h.HTTPSConnection('127.0.0.1', int(port), timeout=2, context=ssl._create_unverified_context()) if tls else h.HTTPConnection('127.0.0.1', int(port), timeout=2); c.request('GET', '/ping'); sys.exit(c.getresponse().status >= 300)"]
+# It asks the health server, so it never counts as traffic.
+HEALTHCHECK --interval=30s --timeout=3s --start-period=10s CMD ["python3", "scripts/health_check.py"]
 ENTRYPOINT ["/app/entrypoint.sh"]

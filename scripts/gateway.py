@@ -1,17 +1,39 @@
 #!/usr/bin/env python3
-"""Start the gateway: `python3 scripts/gateway.py [-c CONFIG]`."""
+"""Start the gateway: `python3 scripts/gateway.py [-c CONFIG]`.
+
+Reading the program takes longer than anything before it, and a platform may change its mind meanwhile. So
+a signal is listened to from the first line on: process 1 of a container does not even notice one that it
+has no handler for, and would be killed when patience is over.
+"""
 
 from __future__ import annotations
 
-import argparse
+import os
+import signal
 import sys
-from pathlib import Path
+from types import FrameType
 
-from corral import app
 
-if __name__ == "__main__":
+def end(_number: int, _frame: FrameType | None) -> None:
+    """Nothing has been opened yet, so there is nothing to let go of."""
+    os._exit(0)
+
+
+def main() -> int:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)  # until the gateway has its own
+
+    import argparse
+    from pathlib import Path
+
+    from corral import app
+
     parser = argparse.ArgumentParser(description="One OpenAI-compatible gate in front of llama-servers.")
     parser.add_argument("-c", "--config", type=Path, help="the config file (default: ./config.json)")
     # Some platforms start an image with an argument of their own, such as `serve`.
     arguments, _ignored = parser.parse_known_args()
-    sys.exit(app.main(arguments.config))
+    return app.main(arguments.config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -14,13 +14,14 @@ import socket
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from corral import settings
 from corral.formats import demo_models
-from tests.support import ROOT, Corral, open_request
+from tests.support import ROOT, Corral, listens, open_request
 
 ENTRYPOINT = ROOT / "entrypoint.sh"
 ROUNDS = 5
@@ -32,8 +33,8 @@ QUESTION = {"model": "demo", "stream": True, "messages": [{"role": "user", "cont
 class Figures(NamedTuple):
     """Milliseconds since the process was started."""
 
-    health_port: float
-    listening: float
+    health_port: float  # a probe is answered
+    listening: float  # connections are taken
     first_token: float
 
 
@@ -49,7 +50,9 @@ def measure(engine: Path, *, preload: bool) -> Figures:
         corral = Corral(directory, engine, config=config, program=ENTRYPOINT)
         try:
             # Two processes: either may be the first.
-            health_port, listening = _when_listening(corral.health_url, corral.url)
+            health_port, listening = _moments(
+                lambda: listens(corral.health_url), lambda: _takes_connections(corral.url)
+            )
             headers = {"Authorization": f"Bearer {corral.key}"}
             with open_request(f"{corral.url}/v1/chat/completions", QUESTION, headers=headers) as answer:
                 assert answer.status == 200, answer.read()
@@ -60,20 +63,20 @@ def measure(engine: Path, *, preload: bool) -> Figures:
         return Figures(*((moment - began) * 1000 for moment in (health_port, listening, first_token)))
 
 
-def _when_listening(*urls: str) -> list[float]:
-    """The moments at which these have begun to take connections."""
+def _moments(*facts: Callable[[], bool]) -> list[float]:
+    """When each of these has become true."""
     deadline = time.monotonic() + GIVE_UP_S
-    moments: dict[str, float] = {}
-    while len(moments) < len(urls):
+    moments: dict[Callable[[], bool], float] = {}
+    while len(moments) < len(facts):
         assert time.monotonic() < deadline, f"not within {GIVE_UP_S:g} s"
-        for url in urls:
-            if url not in moments and _listens(url):
-                moments[url] = time.monotonic()
+        for fact in facts:
+            if fact not in moments and fact():
+                moments[fact] = time.monotonic()
         time.sleep(POLL_S)
-    return [moments[url] for url in urls]
+    return [moments[fact] for fact in facts]
 
 
-def _listens(url: str) -> bool:
+def _takes_connections(url: str) -> bool:
     address = urlsplit(url)
     try:
         socket.create_connection((address.hostname, address.port), 1).close()

@@ -97,6 +97,27 @@ def ping(url: str) -> int | None:
         return None
 
 
+def listens(url: str) -> bool:
+    """Whether there is somebody who answers."""
+    try:
+        ask(f"{url}/live")
+    except (ConnectionError, http.client.HTTPException):
+        return False
+    return True
+
+
+# What openssl is told for a key of each kind.
+NEW_KEYS = {"ec": ["ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"], "rsa": ["rsa:2048"]}
+
+
+def make_certificate(cert: Path, key: Path, *, name: str = "localhost", kind: str = "ec") -> None:
+    """Write a certificate for `name`, signed by itself, and its key."""
+    command = ["openssl", "req", "-x509", "-newkey", *NEW_KEYS[kind], "-nodes", "-subj", f"/CN={name}"]
+    command += ["-addext", f"subjectAltName=DNS:{name}", "-days", "2"]
+    command += ["-keyout", str(key), "-out", str(cert)]
+    subprocess.run(command, check=True, capture_output=True)
+
+
 def processes_naming(directory: Path) -> dict[int, str]:
     """Processes whose command line or environment names the directory: pid to command line."""
     found = {}
@@ -113,12 +134,15 @@ def processes_naming(directory: Path) -> dict[int, str]:
 
 
 @contextmanager
-def running_corral(directory: Path, engine: Path, models: Path, **options: Any) -> Iterator[Corral]:
+def running_corral(
+    directory: Path, engine: Path, models: Path, *, until_up: bool = True, **options: Any
+) -> Iterator[Corral]:
     """An instance that serves the model files in `models`, up when it is yielded, finished afterwards."""
     shutil.copytree(models, directory / "data" / "models")
     instance = Corral(directory, engine, **options)
     try:
-        instance.wait_until_up()
+        if until_up:
+            instance.wait_until_up()
         yield instance
     finally:
         instance.finish()

@@ -17,13 +17,14 @@ from typing import Any
 import pytest
 
 from corral import app as app_module
-from corral import health_process, settings
+from corral import settings
 from corral.app import App
+from corral.drivers import clock
 from corral.drivers.gpu_probe import GpuProbe, GpuReading
 from corral.drivers.key_file_store import KeyFileStore
 from corral.drivers.model_store import catalogue
 from corral.errors import SettingsError
-from corral.formats.status import Phase
+from corral.formats.status import ModelState, Phase
 from corral.settings import Settings
 from tests import root_logger
 from tests.drivers.serving import RawClient
@@ -107,7 +108,6 @@ class Site:
 def site(tmp_path: Path, demo_files: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     for name in ("STATUS_EVERY_S", "KEYS_EVERY_S", "CERTIFICATE_EVERY_S", "IDLE_EVERY_S"):
         monkeypatch.setattr(app_module, name, 0.01)
-    monkeypatch.setattr(health_process, "RESTART_S", 0.01)
     with root_logger.put_back():
         yield Site(tmp_path, demo_files)
 
@@ -137,7 +137,7 @@ class Slow:
 
 @pytest.mark.parametrize("slow_part", ["the models", "the cards", "what was learnt"])
 @in_a_loop
-async def test_health_answers_and_connections_are_taken_before_anything_slow(
+async def test_probes_are_answered_and_others_wait_before_anything_slow(
     site: Site, monkeypatch: pytest.MonkeyPatch, slow_part: str
 ) -> None:
     places: dict[str, tuple[Any, str]] = {
@@ -156,9 +156,12 @@ async def test_health_answers_and_connections_are_taken_before_anything_slow(
         assert (status["phase"], status["preload_settled"], status["models"]) == ("starting", False, {})
         assert status["pid"] == os.getpid()
         early = await RawClient.connect(site.port)
-        early.send(request("/ping"))
+        early.send(request("/v1/models", key=ALICE))
         await eventually(lambda: not refused(site.health_port), "the health port listens")
-        assert (await site.ask("/ping", port=site.health_port)).status == 204
+        for port in (site.port, site.health_port):
+            codes = [(await site.ask(path, port=port)).status for path in ("/ping", "/readyz", "/live")]
+            assert codes == [204, 503, 200]
+        await eventually(lambda: site.status()["written_at"] > status["written_at"], "it does not grow stale")
         assert not starting.done()
         slow.goes_on()
         await starting
@@ -188,7 +191,7 @@ async def test_a_signal_during_the_start_is_heard_after_it(
     slow.goes_on()
     await starting
     await app.until_stopped()
-    assert app.phase is Phase.DRAINING
+    assert app.bulletin.phase is Phase.DRAINING
     assert site.health_pid() is None
     app.reaper.stop()
 
@@ -248,7 +251,9 @@ async def test_a_start_that_fails_says_why_in_one_line_and_leaves_nothing(
     with socket.create_server(("0.0.0.0", site.port)):
         assert await app_module.serve(site.load()) == 1
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith(f"corral: cannot listen on all interfaces, port {site.port}: the port is taken")
+    reason = f"cannot listen on all interfaces, port {site.port}: the port is taken"
+    assert line.startswith(f"corral: {reason}")
+    assert f" CRITICAL {reason}" in log_text(site), "whoever comes later finds it in the boot log"
     assert site.health_pid() is None
 
 
@@ -292,10 +297,13 @@ async def test_the_status_file_follows_every_change(site: Site, monkeypatch: pyt
 
 @in_a_loop
 async def test_a_status_file_that_cannot_be_written_is_logged_and_stops_nothing(site: Site) -> None:
-    (site.root / "run").write_text("in the way")
-    async with site.run():
+    nowhere = "/proc/nowhere"  # where nobody may make a folder, whoever he is
+    async with site.run(RUNTIME_DIR=nowhere):
         assert (await site.ask("/ping")).status == 200
-        await eventually(lambda: f"{site.status_file} cannot be written" in log_text(site), "it is logged")
+        complaint = f"{nowhere}/{site.status_file.name} cannot be written"
+        await eventually(lambda: complaint in log_text(site), "it is logged")
+        await eventually(lambda: not refused(site.health_port), "the health port listens")
+        assert (await site.ask("/ping", port=site.health_port)).status == 503, "it can't know"
 
 
 @in_a_loop
@@ -374,7 +382,7 @@ async def test_a_signal_refuses_what_is_new_lets_finish_what_runs_and_ends_the_h
         assert (await read_head(running)).status == 200
         pid = app.fleet.statuses()["demo"].extra["pid"]
         os.kill(os.getpid(), signal.SIGTERM)
-        await eventually(lambda: app.phase is Phase.DRAINING, "the signal is heard")
+        await eventually(lambda: app.bulletin.phase is Phase.DRAINING, "the signal is heard")
         assert await idle.rest() == b""
         refusal = await site.ask("/v1/chat/completions", CHAT)
         assert (refusal.status, refusal.error["code"]) == (503, "shutting_down")
@@ -396,7 +404,7 @@ async def test_a_second_signal_hurries(site: Site) -> None:
         running.send(request("/v1/chat/completions", ENDLESS, key=ALICE))
         assert (await read_head(running)).status == 200
         os.kill(os.getpid(), signal.SIGINT)
-        await eventually(lambda: app.phase is Phase.DRAINING, "the first signal is heard")
+        await eventually(lambda: app.bulletin.phase is Phase.DRAINING, "the first signal is heard")
         assert not stopped.done()
         os.kill(os.getpid(), signal.SIGTERM)
         await stopped
@@ -423,7 +431,22 @@ async def test_a_gateway_that_nobody_needs_ends_by_itself_if_it_is_told_to(site:
     await app.start()
     await app.until_stopped()
     app.reaper.stop()
-    assert "no model was asked for within 0.3 s (IDLE_EXIT_S)" in log_text(site)
+    assert log_text(site).count("no model was asked for within 0.3 s (IDLE_EXIT_S)") == 1
+
+
+@in_a_loop
+async def test_a_request_that_is_still_arriving_is_no_idleness(site: Site) -> None:
+    async with site.run(IDLE_EXIT_S="0.3") as app:
+        stopped = asyncio.ensure_future(app.until_stopped())
+        whole = request("/v1/chat/completions", CHAT, key=ALICE)
+        client = await RawClient.connect(site.port)
+        client.send(whole[:-1])
+        began = clock.monotonic()
+        await eventually(lambda: stopped.done() or clock.monotonic() - began > 1.0, "time for an end to come")
+        assert not stopped.done()
+        client.send(whole[-1:])
+        assert (await read_reply(client)).status == 200
+        await stopped
 
 
 @in_a_loop
@@ -445,6 +468,19 @@ async def test_the_one_model_must_be_there(site: Site) -> None:
         await app.start()
     await app.close()
     app.reaper.stop()
+
+
+@in_a_loop
+async def test_a_gateway_whose_one_model_has_died_is_not_ready_yet(site: Site) -> None:
+    dying = """--stand-in '{"exit_code": 3}'"""
+    async with site.run(MODEL_PATH="data/models/demo.gguf", EXTRA_ARGS=dying) as app:
+        await eventually(lambda: app.fleet.state("demo") is ModelState.BACKOFF, "it has died")
+        await eventually(lambda: not refused(site.health_port), "the health port listens")
+        written = site.status()["written_at"]
+        await eventually(lambda: site.status()["written_at"] > written, "it is known to the health process")
+        for port in (site.port, site.health_port):
+            assert (await site.ask("/ping", port=port)).status == 204
+    assert " READY after " not in log_text(site)
 
 
 @in_a_loop

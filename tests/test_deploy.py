@@ -7,29 +7,39 @@ against what it must agree with: the settings, the metrics, the ports, the files
 from __future__ import annotations
 
 import fnmatch
+import http.client
 import json
 import os
 import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
+from corral import errors
+from corral.formats.status import DOCUMENT_BYTES_MAX, ModelState
 from corral.metrics import Metrics
-from corral.settings import DECLARATIONS
+from corral.settings import DECLARATIONS, load
+from corral.settings.children import inheritable
+from corral.settings.places import runtime_directory
 from tests.conftest import StartCorral
-from tests.support import ROOT, repository_files, strangers_environment
-from tests.waiting import wait_until
+from tests.end_to_end.talk import CHAT, chat, content
+from tests.support import ROOT, ask, free_port, repository_files, strangers_environment
 
 DEPLOY = ROOT / "deploy"
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 VARIABLES = {name for row in DECLARATIONS for name in row.variables}
-COMPOSE_FILES = ("docker-compose.yml", "docker-compose.monitoring.yml", "deploy/docker-compose.gpu.yml")
+# Not ours, and handed on to the engines.
+OF_CUDA = {"CUDA_CACHE_PATH"}
+COMPOSE_FILES = ("docker-compose.yml", "docker-compose.monitoring.yml")
 KUBERNETES = DEPLOY / "kubernetes"
 OF_OPERATORS = {"ServiceMonitor", "ScaledObject", "Kustomization"}
 
@@ -65,6 +75,23 @@ def test_what_the_image_copies_is_in_the_repository_and_is_not_ignored() -> None
                 )
 
 
+def test_the_image_does_not_say_by_its_labels_that_it_is_llama_cpp() -> None:
+    [line] = instructions("LABEL")
+    labels = dict(pair.split("=", 1) for pair in shlex.split(line))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    of_ours = {
+        "title": project["name"],
+        "description": project["description"],
+        "licenses": project["license"],
+        "version": project["version"],
+    }
+    # The others that images commonly have: true of the base alone, if it were not for these.
+    emptied = dict.fromkeys(("revision", "created", "source", "url"), "")
+    assert labels == {
+        f"org.opencontainers.image.{name}": value for name, value in (of_ours | emptied).items()
+    }
+
+
 def test_the_image_runs_as_somebody_and_starts_the_entrypoint() -> None:
     assert instructions("USER")[-1] == "10001"
     assert instructions("ENTRYPOINT") == ['["/app/entrypoint.sh"]']
@@ -73,45 +100,20 @@ def test_the_image_runs_as_somebody_and_starts_the_entrypoint() -> None:
     assert "--require-hashes" in DOCKERFILE
 
 
-def healthcheck() -> list[str]:
+def test_the_image_checks_its_health_with_a_program_that_it_has() -> None:
     [line] = instructions("HEALTHCHECK")
-    command: list[str] = json.loads(line.partition("CMD ")[2])
-    return [sys.executable, *command[1:]]
+    python, program = json.loads(line.partition("CMD ")[2])
+    assert python == "python3"
+    assert (ROOT / program).exists()
+    assert program.split("/")[0] in " ".join(instructions("COPY")).split()
+    assert "--timeout=3s" in line  # as tests/test_health_check.py allows
 
 
-def test_the_images_health_check_tells_health_from_its_absence(
-    start_corral: StartCorral, free_port: int
-) -> None:
-    corral = start_corral()
-    port = corral.health_url.rpartition(":")[2]
-    assert subprocess.run(healthcheck(), env={"PORT_HEALTH": port}).returncode == 0
-    nobody = subprocess.run(healthcheck(), env={"PORT_HEALTH": str(free_port)}, capture_output=True)
-    assert nobody.returncode == 1
-
-
-def test_the_images_health_check_also_speaks_https_where_the_gateways_port_is_the_only_one(
-    start_corral: StartCorral, free_port: int, tmp_path: Path
-) -> None:
-    cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-    ]
-    command += ["-subj", "/CN=localhost", "-days", "2", "-keyout", str(key), "-out", str(cert)]
-    subprocess.run(command, check=True, capture_output=True)
-    ports = {"GATEWAY_PORT": str(free_port), "PORT_HEALTH": str(free_port), "TLS_CERT_FILE": str(cert)}
-    start_corral(environment={**ports, "TLS_KEY_FILE": str(key)}, until_up=False)
-
-    def says_healthy() -> bool:
-        return subprocess.run(healthcheck(), env=ports, capture_output=True).returncode == 0
-
-    wait_until(says_healthy, "the check says healthy", 20.0)
+def test_what_cuda_compiles_is_kept_with_the_data_and_engines_are_told_so() -> None:
+    [line] = instructions("ENV")
+    environment = dict(pair.split("=", 1) for pair in line.split())
+    assert environment["CUDA_CACHE_PATH"] == "/data/cuda"
+    assert inheritable(environment).items() >= {"CUDA_CACHE_PATH": "/data/cuda"}.items()
 
 
 # Compose ------------------------------------------------------------------------------------------
@@ -119,7 +121,7 @@ def test_the_images_health_check_also_speaks_https_where_the_gateways_port_is_th
 
 def services() -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for name in COMPOSE_FILES[:2]:
+    for name in COMPOSE_FILES:
         found |= read_yaml(ROOT / name)["services"]
     return found
 
@@ -137,9 +139,33 @@ def test_compose_has_the_services_and_the_ports_that_people_expect() -> None:
         "grafana": ["3000"],
     }
     assert found["gateway"]["environment"].keys() <= VARIABLES
+    # Whoever wants it for this machine alone gets it so in a container, too.
+    assert all(port.startswith("${GATEWAY_HOST:+${GATEWAY_HOST}:}") for port in found["gateway"]["ports"])
 
 
-@pytest.mark.parametrize("name", COMPOSE_FILES[:2])
+# What .env.example shows of files that somebody must have put there.
+SOMEBODYS_FILES = {"TLS_CERT_FILE", "TLS_KEY_FILE", "MODEL_PATH", "MODEL_NAME"}
+
+
+def test_the_gateway_in_a_container_finds_its_places_whatever_dotenv_has_for_the_outside(
+    tmp_path: Path,
+) -> None:
+    example = (ROOT / ".env.example").read_text(encoding="utf-8")
+    dotenv = dict(re.findall(r"^#([A-Z_]+)=(.*)$", example, re.MULTILINE))
+    assert dotenv.keys() > SOMEBODYS_FILES
+    outside = {name: value for name, value in dotenv.items() if name not in SOMEBODYS_FILES}
+    inside = outside | services()["gateway"]["environment"]
+    # The image's engine is not here, and load() wants one that is.
+    loaded = load(inside | {"HOME": str(tmp_path), "LLAMA_SERVER_PATH": sys.executable}, cwd=tmp_path)
+    assert inside["LLAMA_SERVER_PATH"] == "/app/llama-server"
+    assert (loaded.server.host, loaded.server.port, loaded.server.health_port) == (None, 8000, 8001)
+    paths = loaded.paths
+    assert (str(paths.data), str(paths.models), paths.config_file) == ("/data", "/models", None)
+    assert paths.runtime == runtime_directory({}, loaded.instance_id, 8000)
+    assert (str(loaded.access.keys_file), str(loaded.logs.directory)) == ("/data/api_keys.txt", "/data/logs")
+
+
+@pytest.mark.parametrize("name", [*COMPOSE_FILES, "deploy/docker-compose.host.yml"])
 def test_every_volume_of_compose_is_declared_or_in_the_repository(name: str) -> None:
     document = read_yaml(ROOT / name)
     for service in document["services"].values():
@@ -149,7 +175,7 @@ def test_every_volume_of_compose_is_declared_or_in_the_repository(name: str) -> 
 
 
 def test_gpus_are_asked_for_in_a_file_of_their_own() -> None:
-    reserved = read_yaml(ROOT / COMPOSE_FILES[2])["services"]["gateway"]["deploy"]["resources"][
+    reserved = read_yaml(DEPLOY / "docker-compose.gpu.yml")["services"]["gateway"]["deploy"]["resources"][
         "reservations"
     ]
     assert reserved["devices"] == [{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}]
@@ -209,15 +235,43 @@ def test_nothing_is_deleted_unless_it_is_meant(desk: Path) -> None:
 # What watches it ----------------------------------------------------------------------------------
 
 
+def metrics_named(expression: str) -> set[str]:
+    """The metrics of ours that an expression reads, without what a histogram's name has behind it."""
+    declared = {each.name for each in Metrics("0", 0)._instruments}
+    named = set(re.findall(r"\brouter_\w+", expression))
+    found = {name if name in declared else re.sub(r"_(bucket|count|sum)$", "", name) for name in named}
+    assert found <= declared, f"/metrics has no {found - declared}"
+    return found
+
+
 def test_the_dashboard_shows_metrics_that_are_there() -> None:
     dashboard = json.loads((DEPLOY / "grafana" / "dashboards" / "corral.json").read_text())
     assert dashboard["uid"] == "corral"
-    declared = {each.name for each in Metrics("0", 0)._instruments}
     expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     assert len(expressions) > 10
-    for expression in expressions:
-        for name in re.findall(r"\brouter_\w+", expression):
-            assert declared & {name, re.sub(r"_(bucket|count|sum)$", "", name)}, f"/metrics has no {name}"
+    assert all(map(metrics_named, expressions))
+
+
+def test_alerts_go_off_by_metrics_states_and_errors_that_are_there() -> None:
+    [group] = read_yaml(DEPLOY / "prometheus" / "alerts.yml")["groups"]
+    rules = {rule["alert"]: rule["expr"] for rule in group["rules"]}
+    assert {name: metrics_named(expression) for name, expression in rules.items()} == {
+        "CorralDown": set(),
+        "CorralModelFailed": {"router_model_state"},
+        "CorralRefuses": {"router_rejections_total"},
+        "CorralWaitsLong": {"router_queue_oldest_wait_seconds"},
+        "CorralMemoryMisjudged": {"router_vram_estimate_error_ratio"},
+    }
+    [state] = re.findall(r'state="(\w+)"', rules["CorralModelFailed"])
+    assert state == ModelState.FAILED.value
+    [reasons] = re.findall(r'reason=~"([\w|]+)"', rules["CorralRefuses"])
+    codes = {kind.code for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "code")}
+    assert set(reasons.split("|")) <= codes
+    [job] = re.findall(r'job="(\w+)"', rules["CorralDown"])
+    for configuration in ("prometheus.yml", "prometheus-host.yml"):
+        read = read_yaml(DEPLOY / "prometheus" / configuration)
+        assert read["rule_files"] == ["alerts.yml"]
+        assert [each["job_name"] for each in read["scrape_configs"]] == [job]
 
 
 def test_grafana_finds_prometheus_and_the_dashboard() -> None:
@@ -231,12 +285,50 @@ def test_grafana_finds_prometheus_and_the_dashboard() -> None:
     assert mounts["./deploy/grafana/dashboards"] == provider["options"]["path"]
 
 
-def test_prometheus_asks_the_gateway() -> None:
-    [job] = read_yaml(DEPLOY / "prometheus" / "prometheus.yml")["scrape_configs"]
-    assert "gateway:8000" in job["static_configs"][0]["targets"]
+def target(configuration: Path) -> tuple[str, str]:
+    """Whom Prometheus asks: one, since a gateway that is asked under two names is counted twice."""
+    [job] = read_yaml(configuration)["scrape_configs"]
+    assert job.get("metrics_path", "/metrics") == "/metrics"
+    [group] = job["static_configs"]
+    [only] = group["targets"]
+    host, _, port = only.partition(":")
+    return host, port
+
+
+def mounted_at(service: dict[str, Any], inside: str) -> Path:
+    """The file of the repository that a container has there."""
+    sources: dict[str, str] = {volume.split(":")[1]: volume.split(":")[0] for volume in service["volumes"]}
+    return ROOT / sources[inside]
+
+
+def test_prometheus_asks_the_gateway_once() -> None:
+    found = services()
+    host, port = target(mounted_at(found["prometheus"], "/etc/prometheus/prometheus.yml"))
+    assert port in [each.rpartition(":")[2] for each in found[host]["ports"]]
+
+
+def test_what_watches_it_has_its_rules_and_is_for_this_machine_alone() -> None:
+    found = services()
+    rules = mounted_at(found["prometheus"], "/etc/prometheus/alerts.yml")
+    assert rules == DEPLOY / "prometheus" / "alerts.yml"
+    for name in ("prometheus", "grafana"):
+        [port] = found[name]["ports"]
+        assert port.startswith("${MONITORING_HOST:-127.0.0.1}:")
+
+
+def test_beside_a_gateway_in_no_container_prometheus_asks_the_machine_once() -> None:
+    overlay = read_yaml(DEPLOY / "docker-compose.host.yml")["services"]["prometheus"]
+    host, port = target(mounted_at(overlay, "/etc/prometheus/prometheus.yml"))
+    assert overlay["extra_hosts"] == [f"{host}:host-gateway"]
+    assert port == "8000"
 
 
 # Kubernetes ---------------------------------------------------------------------------------------
+
+
+def variables(container: dict[str, Any]) -> dict[str, Any]:
+    """What a container's manifest sets, None where it comes from a secret."""
+    return {each["name"]: each.get("value") for each in container["env"]}
 
 
 def manifests() -> dict[str, Any]:
@@ -244,10 +336,13 @@ def manifests() -> dict[str, Any]:
     return {each["kind"]: each for each in found}
 
 
-@pytest.mark.parametrize("path", sorted(KUBERNETES.glob("*.yaml")), ids=lambda path: path.name)
+def of_kubernetes_own_kinds() -> list[Path]:
+    """Those of the operators have schemas elsewhere; what counts in them is tested below."""
+    return [path for path in sorted(KUBERNETES.glob("*.yaml")) if read_yaml(path)["kind"] not in OF_OPERATORS]
+
+
+@pytest.mark.parametrize("path", of_kubernetes_own_kinds(), ids=lambda path: path.name)
 def test_kubernetes_own_kinds_fit_its_schemas(path: Path) -> None:
-    if read_yaml(path)["kind"] in OF_OPERATORS:
-        return  # their schemas are their operators', and what counts is tested below
     validator = Path(sys.executable).with_name("kubernetes-validate")
     ran = subprocess.run([validator, "--strict", "--no-warn", str(path)], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -255,32 +350,122 @@ def test_kubernetes_own_kinds_fit_its_schemas(path: Path) -> None:
 
 def test_the_parts_of_kubernetes_are_all_applied_and_find_one_another() -> None:
     kinds = manifests()
-    files = {path.name for path in KUBERNETES.glob("*.yaml")} - {"kustomization.yaml"}
+    files = {path.name for path in KUBERNETES.glob("*.yaml")} - {"kustomization.yaml", "loader.yaml"}
     assert set(kinds["Kustomization"]["resources"]) == files
-    pod = kinds["Deployment"]["spec"]["template"]
+    pod = kinds["StatefulSet"]["spec"]["template"]
     labels = pod["metadata"]["labels"]
     assert kinds["Service"]["spec"]["selector"] == labels
-    for kind in ("Deployment", "PodDisruptionBudget", "ServiceMonitor"):
+    for kind in ("StatefulSet", "PodDisruptionBudget", "ServiceMonitor"):
         assert kinds[kind]["spec"]["selector"]["matchLabels"] == labels
     [port] = kinds["Service"]["spec"]["ports"]
     assert kinds["ServiceMonitor"]["spec"]["endpoints"][0]["port"] == port["name"]
-    assert kinds["ScaledObject"]["spec"]["scaleTargetRef"]["name"] == kinds["Deployment"]["metadata"]["name"]
-    assert kinds["ScaledObject"]["spec"]["triggers"][0]["metadata"]["query"] == "sum(router_queue_depth)"
+    assert kinds["StatefulSet"]["spec"]["serviceName"] == kinds["Service"]["metadata"]["name"]
+    scaled = kinds["ScaledObject"]["spec"]["scaleTargetRef"]
+    assert (scaled["kind"], scaled["name"]) == ("StatefulSet", kinds["StatefulSet"]["metadata"]["name"])
 
 
-def test_a_pod_is_probed_on_the_health_port_alone_and_has_time_to_drain() -> None:
-    pod = manifests()["Deployment"]["spec"]["template"]["spec"]
+def test_the_number_of_pods_follows_their_own_queues_and_nobody_elses() -> None:
+    kinds = manifests()
+    assert "replicas" not in kinds["StatefulSet"]["spec"], "it would be set back whenever this is applied"
+    spec = kinds["ScaledObject"]["spec"]
+    assert "cooldownPeriod" not in spec, "which counts only where there may be no pod at all"
+    scale_down = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
+    assert scale_down["stabilizationWindowSeconds"] == 600
+    [trigger] = spec["triggers"]
+    service = kinds["Service"]["metadata"]["name"]
+    query = f'sum(router_queue_depth{{namespace="default",service="{service}"}})'
+    assert trigger["metadata"]["query"] == query
+
+
+def gateways_pod() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The pod of the StatefulSet, and its one container."""
+    pod = manifests()["StatefulSet"]["spec"]["template"]["spec"]
     [container] = pod["containers"]
+    return pod, container
+
+
+def test_a_pod_has_the_variables_and_the_volumes_that_it_uses_and_time_to_drain() -> None:
+    pod, container = gateways_pod()
+    assert variables(container).keys() <= VARIABLES | OF_CUDA
+    command, pause_s = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert command == "sleep"
+    assert pod["terminationGracePeriodSeconds"] >= float(pause_s) + 30 + 10
+    claims = {each["metadata"]["name"] for each in manifests()["StatefulSet"]["spec"]["volumeClaimTemplates"]}
+    assert {mount["name"] for mount in container["volumeMounts"]} == claims | {
+        each["name"] for each in pod["volumes"]
+    }
+
+
+def test_what_a_pod_learns_is_found_by_the_pod_that_takes_its_place() -> None:
+    """It is kept below DATA_DIR by INSTANCE_ID, which is the pod's name and with it its claim's."""
+    _pod, container = gateways_pod()
+    environment = variables(container)
+    assert "INSTANCE_ID" not in environment
+    [data] = manifests()["StatefulSet"]["spec"]["volumeClaimTemplates"]
+    assert {"name": data["metadata"]["name"], "mountPath": environment["DATA_DIR"]} in container[
+        "volumeMounts"
+    ]
+
+
+def test_models_get_to_where_the_gateway_reads_them() -> None:
+    pod, container = gateways_pod()
+    loader = manifests()["Pod"]["spec"]
+    [source] = loader["volumes"]
+    assert source in pod["volumes"]
+    assert (
+        source["persistentVolumeClaim"]["claimName"]
+        == manifests()["PersistentVolumeClaim"]["metadata"]["name"]
+    )
+    assert [mount.get("readOnly") for mount in loader["containers"][0]["volumeMounts"]] == [None]
+    environment = variables(container)
+    models = {"name": source["name"], "mountPath": environment["BASE_MODELS_PATH"], "readOnly": True}
+    assert models in container["volumeMounts"]
+
+
+def test_nothing_else_is_written_where_a_pods_status_file_is() -> None:
+    """A place that is full would take the pod out of service: its status would grow old."""
+    pod, container = gateways_pod()
+    environment = variables(container)
+    mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    runtime = mounted[environment["RUNTIME_DIR"]]
+    assert list(mounted.values()).count(runtime) == 1
+    [volume] = [each for each in pod["volumes"] if each["name"] == runtime]
+    # Writing a file anew takes room for two.
+    assert int(volume["emptyDir"]["sizeLimit"].removesuffix("Mi")) * 2**20 >= 2 * DOCUMENT_BYTES_MAX
+    assert PurePath(environment["CUDA_CACHE_PATH"]).parent == PurePath(environment["DATA_DIR"])
+
+
+def test_the_gateway_says_whether_it_lives_and_the_health_port_whether_it_is_ready() -> None:
+    _pod, container = gateways_pod()
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert ports == {"http": 8000, "health": 8001}
-    probes = {
-        name: container[name]["httpGet"] for name in ("startupProbe", "livenessProbe", "readinessProbe")
+    asked = {name: container[name]["httpGet"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
+    assert asked == {
+        "startupProbe": {"path": "/live", "port": "http"},
+        "livenessProbe": {"path": "/live", "port": "http"},
+        "readinessProbe": {"path": "/ready", "port": "health"},
     }
-    assert {probe["port"] for probe in probes.values()} == {"health"}
-    assert probes["readinessProbe"]["path"] == "/ready"
-    assert {variable["name"] for variable in container["env"]} <= VARIABLES
-    assert pod["terminationGracePeriodSeconds"] > 30
-    assert {mount["name"] for mount in container["volumeMounts"]} == {each["name"] for each in pod["volumes"]}
+    assert container["livenessProbe"]["timeoutSeconds"] == 5
+
+
+def test_a_gateway_that_hangs_is_not_alive_to_kubernetes_though_its_health_port_answers(
+    start_corral: StartCorral,
+) -> None:
+    corral = start_corral()
+    asked = gateways_pod()[1]["livenessProbe"]["httpGet"]
+    probed = {"http": corral.url, "health": corral.health_url}[asked["port"]]
+    assert ask(probed + asked["path"]).status == 200
+    corral.tell(signal.SIGSTOP)
+    try:
+        assert ask(corral.health_url + asked["path"]).status == 200
+        address = urlsplit(probed)
+        connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=0.5)
+        connection.request("GET", asked["path"])
+        with pytest.raises(TimeoutError):
+            connection.getresponse()
+        connection.close()
+    finally:
+        corral.tell(signal.SIGCONT)
 
 
 # Recipes ------------------------------------------------------------------------------------------
@@ -293,9 +478,73 @@ def test_fly_and_cloud_run_set_variables_that_there_are_and_leave_time_to_drain(
     assert float(fly["env"]["DRAIN_TIMEOUT_S"]) < float(fly["kill_timeout"].removesuffix("s"))
     service = read_yaml(DEPLOY / "platforms" / "cloud-run.yaml")
     [container] = service["spec"]["template"]["spec"]["containers"]
-    environment = {each["name"]: each.get("value") for each in container["env"]}
+    environment = variables(container)
     assert environment.keys() <= VARIABLES
     assert float(environment["DRAIN_TIMEOUT_S"]) < 10
+    assert container["livenessProbe"] == {"httpGet": {"path": "/live"}, "timeoutSeconds": 5}
+
+
+def test_what_a_recipe_asks_a_platform_for() -> None:
+    fly = tomllib.loads((DEPLOY / "platforms" / "fly.toml").read_text())
+    [machine] = fly["vm"]
+    assert machine.keys() == {"size", "memory"}
+    pod = read_yaml(DEPLOY / "platforms" / "cloud-run.yaml")["spec"]["template"]
+    [container] = pod["spec"]["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    # Without it a GPU is asked for in two zones.
+    assert pod["metadata"]["annotations"]["run.googleapis.com/gpu-zonal-redundancy-disabled"] == "true"
+
+
+def test_whoever_makes_a_key_gets_to_see_it() -> None:
+    recipes = [name for name in repository_files() if name.startswith("deploy/") or name.endswith(".md")]
+    lines = [line for name in recipes for line in (ROOT / name).read_text(encoding="utf-8").splitlines()]
+    made = [line.lstrip("# ") for line in lines if "$(openssl rand" in line]
+    assert set(made) == {'key=sk-$(openssl rand -hex 32); echo "$key"'}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "command"),
+    [
+        ("platforms/fly.toml", 'fly secrets set API_KEY="$key"'),
+        ("platforms/cloud-run.yaml", "gcloud secrets create corral-api-key"),
+        ("platforms/runpod.env", "#API_KEY="),
+        (
+            "kubernetes/kustomization.yaml",
+            'kubectl create secret generic corral --from-literal=api-key="$key"',
+        ),
+    ],
+)
+def test_a_recipe_says_where_the_key_goes(recipe: str, command: str) -> None:
+    assert command in (DEPLOY / recipe).read_text(encoding="utf-8")
+
+
+def platform_row(platform: str) -> str:
+    """What the page about deploying says of a platform."""
+    page = (ROOT / "docs" / "deploying.md").read_text(encoding="utf-8")
+    [row] = [line for line in page.splitlines() if line.startswith(f"| {platform} |")]
+    return row
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("BASE_MODELS_PATH", "/repository"), ("MODEL_PATH", "/repository/FILE.gguf")],
+)
+def test_hugging_faces_files_are_found_as_they_lie(
+    start_corral: StartCorral, tmp_path: Path, demo_files: Path, variable: str, value: str
+) -> None:
+    """A repository is mounted whole: its files are at the top, there is no folder `models`, and a config.json
+    is about the model."""
+    assert f"`{variable}={value}`" in platform_row("Hugging Face endpoints")
+    assert "`DATA_DIR=/data`" in platform_row("Hugging Face endpoints")
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    shutil.copy2(demo_files / "demo.gguf", repository / "FILE.gguf")
+    (repository / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    own = {variable: value.replace("/repository", str(repository)), "PORT_BACKEND": str(free_port())}
+    corral = start_corral(program=ROOT / "entrypoint.sh", environment=own)
+    assert [model["id"] for model in corral.ask("/v1/models").json()["data"]] == ["FILE"]
+    assert content(corral.ask(CHAT, chat("FILE")))
+    assert "architectures" not in corral.log_text
 
 
 def test_runpods_variables_are_ours() -> None:
@@ -306,7 +555,9 @@ def test_runpods_variables_are_ours() -> None:
 def test_the_unit_for_systemd_starts_the_entrypoint_and_waits_for_the_drain() -> None:
     unit = (DEPLOY / "systemd" / "corral.service").read_text()
     assert "ExecStart=/opt/corral/entrypoint.sh\n" in unit
-    assert set(re.findall(r"^Environment=(\w+)=", unit, re.MULTILINE)) <= VARIABLES
+    environment = dict(re.findall(r"^Environment=(\w+)=(.*)$", unit, re.MULTILINE))
+    assert environment.keys() <= VARIABLES | OF_CUDA
+    assert PurePath(environment["CUDA_CACHE_PATH"]).parent == PurePath(environment["DATA_DIR"])
     timeout = re.search(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
     assert timeout is not None
     assert int(timeout[1]) > 30

@@ -69,9 +69,23 @@ READY = View(ServerState.READY, MODELS)
     ],
 )
 def test_a_reading_means(reading: StatusDocument | Fault, alive: bool, age_s: float, word: str) -> None:
-    view = health.observe(reading, alive, WRITTEN_AT + age_s)
+    view = health.observe(reading, alive, WRITTEN_AT + age_s, None)
     assert view.server.value == word
     assert view.models == (MODELS if isinstance(reading, StatusDocument) else {})
+
+
+@pytest.mark.parametrize(
+    ("reading", "word"),
+    [
+        pytest.param(SERVING, "ready", id="its-own"),
+        pytest.param(dataclasses.replace(SERVING, pid=1), "unreadable", id="another-gateways"),
+        pytest.param(Fault.MISSING, "unreadable", id="no-file"),
+        pytest.param(Fault.GARBAGE, "unreadable", id="garbage"),
+    ],
+)
+def test_beside_a_gateway_only_that_gateways_word_counts(reading: StatusDocument | Fault, word: str) -> None:
+    view = health.observe(reading, True, WRITTEN_AT, SERVING.pid)
+    assert view == View(ServerState(word), MODELS if word == "ready" else {})
 
 
 @pytest.mark.parametrize(
@@ -148,7 +162,7 @@ def with_server(
 
     async def run() -> None:
         sockets = listen_sockets("127.0.0.1", 0)
-        handler = health.Health(StatusReader(str(path)), "/ping").handle
+        handler = health.Health(StatusReader(str(path)), "/ping", None).handle
         server = HttpServer(handler, health.LIMITS, Patrol(), health.error_page)
         await server.listen(sockets)
         reader, writer = await asyncio.open_connection(*sockets[0].getsockname())

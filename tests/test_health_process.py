@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,10 @@ from corral import health_process
 from corral.drivers.process import spawn
 from corral.drivers.reaper import Reaper
 from corral.health_process import HealthProcess
+from corral.policy import lifecycle
 from tests.in_a_loop import in_a_loop
 from tests.settings.desk import Desk
-from tests.support import free_port, ping, processes_naming
+from tests.support import listens, processes_naming
 from tests.waiting import eventually
 
 
@@ -31,7 +35,7 @@ class Watch:
 
     @property
     def answers(self) -> bool:
-        return ping(self.url) == 200  # no status file at all: run alone
+        return listens(self.url)
 
     @property
     def pid(self) -> int | None:
@@ -39,9 +43,8 @@ class Watch:
 
 
 @asynccontextmanager
-async def kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Watch]:
-    monkeypatch.setattr(health_process, "RESTART_S", 0.01)
-    port = free_port()
+async def kept(root: Path, monkeypatch: pytest.MonkeyPatch, port: int) -> AsyncIterator[Watch]:
+    monkeypatch.setattr(lifecycle, "PAUSE_FIRST_S", 0.01)
     settings = Desk(root).load(environ={"PORT_HEALTH": str(port)})
     reaper = Reaper()
     health = HealthProcess(settings, str(root / "status.json"), reaper)
@@ -56,9 +59,9 @@ async def kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Wat
 
 @in_a_loop
 async def test_one_that_is_killed_is_started_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, free_port: int
 ) -> None:
-    async with kept(tmp_path, monkeypatch) as watch:
+    async with kept(tmp_path, monkeypatch, free_port) as watch:
         await eventually(lambda: watch.answers, "the health port listens")
         first = watch.pid
         assert first is not None
@@ -71,7 +74,7 @@ async def test_one_that_is_killed_is_started_again(
 
 @in_a_loop
 async def test_one_that_cannot_be_started_just_now_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, free_port: int
 ) -> None:
     failures = iter([OSError("no more processes")])
 
@@ -81,7 +84,53 @@ async def test_one_that_cannot_be_started_just_now_is_tried_again(
         return spawn(*arguments, **options)
 
     monkeypatch.setattr(health_process, "spawn", spawn_later)
-    async with kept(tmp_path, monkeypatch) as watch:
+    async with kept(tmp_path, monkeypatch, free_port) as watch:
         await eventually(lambda: watch.answers, "the health port listens")
     assert "cannot be started (no more processes)" in caplog.text
     assert watch.pid is None
+
+
+@in_a_loop
+async def test_a_port_that_stays_taken_is_tried_with_growing_pauses_and_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, free_port: int
+) -> None:
+    caplog.set_level(logging.INFO)
+    tries, pauses = 0, []
+
+    def counting_spawn(*arguments: Any, **options: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        return spawn(*arguments, **options)
+
+    def noting_pause(deaths: lifecycle.Deaths, luck: float) -> float:
+        pauses.append(pause_s(deaths, luck))
+        return pauses[-1]
+
+    pause_s = lifecycle.Deaths.pause_s
+    monkeypatch.setattr(lifecycle.Deaths, "pause_s", noting_pause)
+    monkeypatch.setattr(health_process, "spawn", counting_spawn)
+    with socket.create_server(("0.0.0.0", free_port)) as other:
+        async with kept(tmp_path, monkeypatch, free_port) as watch:
+            await eventually(lambda: tries == 4, "it is tried again and again")
+            other.close()
+            await eventually(lambda: watch.answers, "it has its port at last")
+    assert pauses[:3] == [0.01, 0.02, 0.04]
+    assert caplog.text.count("the port is taken") == 1
+    assert caplog.text.count("health server ended (1) and is started again") == 1
+
+
+@in_a_loop
+async def test_after_a_good_spell_an_end_is_news_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, free_port: int
+) -> None:
+    monkeypatch.setattr(lifecycle, "GOOD_SPELL_S", 0.0)
+
+    def told(times: int) -> bool:
+        return caplog.text.count("ended (-9)") == times
+
+    async with kept(tmp_path, monkeypatch, free_port) as watch:
+        for times in (1, 2):
+            await eventually(lambda: watch.answers, "the health port listens")
+            assert watch.pid is not None
+            os.kill(watch.pid, signal.SIGKILL)
+            await eventually(partial(told, times), "it is told each time")

@@ -181,13 +181,17 @@ def test_it_goes_when_its_gateway_goes(tmp_path: Path, gateway: subprocess.Popen
     with subprocess.Popen([*argv, "--path", "/ping", "--gateway-pid", str(gateway.pid)]) as process:
         server = Server(process, port, tmp_path / "s")
 
-        def answers() -> bool:
+        def code() -> int | None:
             with contextlib.suppress(ConnectionRefusedError):
-                return server.codes("/ping") == [200]
-            return False
+                return server.codes("/ping")[0]
+            return None
 
         try:
-            wait_until(answers, "the health server answers")
+            wait_until(lambda: code() == 503, "its gateway has not written, and would have before")
+            server.publish()
+            assert code() == 503, "somebody else has"
+            server.publish(pid=gateway.pid, pid_started=process_facts.start_ticks(gateway.pid))
+            assert code() == 200
             assert process.poll() is None
             gateway.kill()
             assert process.wait(DEADLINE_S) == 0

@@ -1,9 +1,9 @@
 """The gateway from its first line to its last: build, start, drain, stop.
 
 The order of the start is a promise: the status file says `starting` and the health process runs before
-anything slow, then the sockets listen, then models load. The order of the stop is its mirror: refuse
-what is new, let finish what runs, stop the herd, and the health process last, so that whoever asks it
-sees the end coming.
+anything slow, then the sockets listen and probes are answered, then models load. The order of the stop is
+its mirror: refuse what is new, let finish what runs, stop the herd, and the health process last, so that
+whoever asks it sees the end coming.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 
 import corral
 from corral import errors, settings, welcome
+from corral.bulletin import Bulletin
 from corral.catalogue import Catalogue
-from corral.drivers import clock, descriptors, fit_params, host_memory, process_facts, status_file, tasks
+from corral.drivers import clock, descriptors, fit_params, host_memory, tasks
 from corral.drivers.event_loop import new_event_loop
 from corral.drivers.gpu_probe import GpuProbe, GpuReading
 from corral.drivers.http_client import HttpClient
@@ -37,11 +38,12 @@ from corral.drivers.tls import Certificate
 from corral.fleet import Fleet, FleetMemory, LlamaEngines, SecondOpinions
 from corral.formats import http1
 from corral.formats.size import amount
-from corral.formats.status import ModelState, Phase, StatusDocument, ping_code, to_json
+from corral.formats.status import ModelState, Phase
 from corral.handlers import replies
 from corral.handlers.gate import Gate
 from corral.handlers.record import Recorder
 from corral.handlers.routes import Routes
+from corral.handlers.vestibule import Vestibule
 from corral.health_process import HealthProcess
 from corral.logs import log_to
 from corral.metrics import Metrics
@@ -68,15 +70,15 @@ class App:
     """All the parts, and the two things that happen to them: `start` and `stop`."""
 
     def __init__(self, config: Settings) -> None:
-        self._began_at = clock.monotonic()
         self.settings = config
-        self.phase = Phase.STARTING
+        self.bulletin = Bulletin(config)
         self.logs = LogFiles(config.logs.directory, config.instance_id)
         log_to(self.logs.open("_boot", "boot"), config.logs.format)
         self.reaper = Reaper()
         self.patrol = Patrol()
         self.client = HttpClient(self.patrol)
         self.metrics = Metrics(corral.__version__, clock.wall())
+        self.recorder = Recorder(self.logs.open_access_log(), config.logs.format, self.metrics)
         self.key_store = KeyFileStore(config.access.keys_file)
         self.gpu_probe: GpuProbe | None = None
         self.gpus: tuple[GpuReading, ...] = ()
@@ -87,52 +89,64 @@ class App:
         self.gate: Gate
         self.server: HttpServer
         self.port = 0
-        self._status_path = str(config.paths.runtime / status_file.FILE_NAME)
-        self._status_due = False
-        self._pid_started = process_facts.start_ticks(os.getpid())
-        self._health = HealthProcess(config, self._status_path, self.reaper)
+        self._health = HealthProcess(config, self.bulletin.path, self.reaper)
         self._certificate: Certificate | None = None
-        self._ready_told = False
         self._stop_wanted = asyncio.Event()
         self._hurry = False
         self._ended = False
+        # What has been opened so far, and how it is let go of: the last comes first.
+        self._ending = AsyncExitStack()
 
     # Start -------------------------------------------------------------------------------------
 
     async def start(self) -> None:
+        self._ending.callback(self._end)
         loop = asyncio.get_running_loop()
         # Process 1 of a container does not even notice a signal that it has no handler for.
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop_signal)
         loop.add_signal_handler(signal.SIGHUP, self._load_keys, self.key_store.reload)
         self.reaper.start(loop)
-        self._write_status()
+        self.bulletin.write()
+        self._every(STATUS_EVERY_S, self.bulletin.write, "the status file")
+        self._ending.push_async_callback(self._health.stop)
         if self.settings.server.health_port != self.settings.server.port or not self.settings.server.port:
             self._health.start()
         self._see_what_must_be_there()
-        # The kernel takes connections from here on, and whoever asks meanwhile simply waits.
-        sockets = listen_sockets(self.settings.server.host, self.settings.server.port)
-        self.port = sockets[0].getsockname()[1]
+        vestibule = await self._listen()
         self.key_store.load()
         await asyncio.to_thread(self._look_around)
+        self._ending.callback(self.learned.close)
         for warning in (*self.settings.warnings, *self.catalogue.warnings):
             log.warning("%s", warning)
         self.fleet = self._build_fleet()
         self.gate = self._build_gate()
-        self.server = self._build_server()
-        await self.server.listen(sockets, self._certificate.context if self._certificate else None)
-        self.phase = Phase.SERVING
+        self._ending.push_async_callback(self.fleet.stop)
+        self._ending.push_async_callback(self.opinions.stop)
         self.fleet.preload(self._preloads())
-        self._write_status()
+        self.bulletin.serve(self.fleet)
+        self.server.handler = Routes(self.gate).handle
+        vestibule.open(self.server.handler)
         tasks.spawn(self.fleet.run(), "the fleet's clock")
         tasks.spawn(self.opinions.run(), "the second opinions")
-        self._every(STATUS_EVERY_S, self._write_status, "the status file")
         self._every(KEYS_EVERY_S, partial(self._load_keys, self.key_store.load), "the keys")
         if self._certificate is not None:
             self._every(CERTIFICATE_EVERY_S, self._certificate.reload_if_changed, "the certificate")
         if (after_s := self.settings.server.idle_exit_s) is not None:
             idle = IdleExit(after_s, clock.monotonic())
             self._every(IDLE_EVERY_S, partial(self._stop_if_idle, idle), "the end of idleness")
+
+    async def _listen(self) -> Vestibule:
+        """From here on probes are answered, and whoever else asks waits until there is a gate."""
+        own = self.settings.server
+        sockets = listen_sockets(own.host, own.port)
+        self.port = sockets[0].getsockname()[1]
+        vestibule = Vestibule(own.health_check_path, self.bulletin.document, self.recorder)
+        self.server = self._build_server(vestibule)
+        await self.server.listen(sockets, self._certificate.context if self._certificate else None)
+        self._ending.callback(self.recorder.flush)
+        self._ending.push_async_callback(self.server.close)
+        return vestibule
 
     def _see_what_must_be_there(self) -> None:
         """Raises SettingsError: a container started for a model that is not there should end, and say so."""
@@ -203,7 +217,7 @@ class App:
             idle_timeout_s=herd.idle_timeout_s,
             request_timeout_s=herd.request_timeout_s,
             look_every_s=herd.gpu_monitoring_interval_s,
-            on_change=self._status_changed,
+            on_change=self.bulletin.changed,
         )
 
     def _build_gate(self) -> Gate:
@@ -215,13 +229,13 @@ class App:
             client=self.client,
             metrics=self.metrics,
             keys=self._key_ring(),
-            status=self.status,
-            recorder=Recorder(self.logs.open_access_log(), self.settings.logs.format, self.metrics),
+            status=self.bulletin.document,
+            recorder=self.recorder,
             dropped_log_lines=lambda: self.logs.dropped_lines,
             open_connections=lambda: self.server.connections,
         )
 
-    def _build_server(self) -> HttpServer:
+    def _build_server(self, vestibule: Vestibule) -> HttpServer:
         own = self.settings.server
         limits = ServerLimits(
             head=http1.Limits(headers_max=own.headers_max, line_max_bytes=own.header_line_max_bytes),
@@ -232,8 +246,8 @@ class App:
             write_timeout_s=own.write_timeout_s,
             keepalive_timeout_s=own.keepalive_timeout_s,
         )
-        handle = Routes(self.gate).handle
-        return HttpServer(handle, limits, self.patrol, replies.error_page, self.gate.recorder.refused)
+        refused = self.recorder.refused
+        return HttpServer(vestibule.handle, limits, self.patrol, replies.error_page, refused)
 
     def _preloads(self) -> tuple[str, ...]:
         if self.settings.single_model is not None:
@@ -263,42 +277,8 @@ class App:
 
     def _load_keys(self, load: Callable[[], bool]) -> None:
         # Before the gate is built there is nobody yet whom the new keys could be given to.
-        if load() and self.phase is not Phase.STARTING:
+        if load() and self.bulletin.phase is not Phase.STARTING:
             self.gate.keys = self._key_ring()
-
-    # Status and health -------------------------------------------------------------------------
-
-    def status(self) -> StatusDocument:
-        models = self.fleet.statuses() if self.phase is not Phase.STARTING else {}
-        single = self.settings.single_model is not None
-        return StatusDocument(
-            instance=self.settings.instance_id,
-            pid=os.getpid(),
-            pid_started=self._pid_started,
-            written_at=clock.wall(),
-            phase=self.phase,
-            preload_settled=self.phase is not Phase.STARTING and self.fleet.preload_settled,
-            single_model_failed=single and any(each.state is ModelState.FAILED for each in models.values()),
-            models=models,
-        )
-
-    def _status_changed(self) -> None:
-        """Write soon: several changes of one moment make one file."""
-        if not self._status_due and self.phase is not Phase.STARTING:
-            self._status_due = True
-            asyncio.get_running_loop().call_soon(self._write_status)
-
-    def _write_status(self) -> None:
-        self._status_due = False
-        document = self.status()
-        if not self._ready_told and ping_code(document) == 200:
-            # Some platforms wait for this word in the log, so it stays as it is.
-            self._ready_told = True
-            log.info("READY after %.2f s", clock.monotonic() - self._began_at)
-        try:
-            status_file.write(self._status_path, to_json(document))
-        except OSError as error:
-            log.error("the status file %s cannot be written: %s", self._status_path, error)
 
     def _every(self, seconds: float, act: Callable[[], None], name: str) -> None:
         tasks.spawn(tasks.every(seconds, act, name, until=lambda: self._ended), name)
@@ -312,20 +292,22 @@ class App:
         self._stop_wanted.set()
 
     def _stop_if_idle(self, idle: IdleExit) -> None:
+        if self._stop_wanted.is_set():
+            return
         queue, states = self.fleet.queue, self.fleet.statuses().values()
-        in_hand = queue.active or any(map(queue.depth, self.catalogue.models))
+        in_hand = self.gate.arriving or queue.active or any(map(queue.depth, self.catalogue.models))
         loading = any(each.state in (ModelState.STARTING, ModelState.LOADING) for each in states)
         busy = bool(in_hand) or loading or not self.fleet.preload_settled
-        if idle.due(clock.monotonic(), last_activity=self.gate.recorder.last_activity_at, busy=busy):
+        if idle.due(clock.monotonic(), last_activity=self.recorder.last_activity_at, busy=busy):
             log.info("no model was asked for within %g s (IDLE_EXIT_S)", self.settings.server.idle_exit_s)
             self._stop_wanted.set()
 
     async def until_stopped(self) -> None:
         """Wait for a signal, then drain and stop."""
         await self._stop_wanted.wait()
-        self.phase = Phase.DRAINING
+        self.bulletin.phase = Phase.DRAINING
         log.info("stopping: %d requests may finish within %g s", *self._drain_terms())
-        self._write_status()
+        self.bulletin.write()
         self.fleet.refuse_waiting()
         self.server.wind_down()
         deadline = clock.monotonic() + self.settings.server.drain_timeout_s
@@ -338,16 +320,10 @@ class App:
 
     async def close(self) -> None:
         """Let go of everything, the health process last. Also after a start that failed half-way."""
-        if hasattr(self, "fleet"):
-            await self.opinions.stop()
-            await self.fleet.stop()
-        if hasattr(self, "server"):
-            await self.server.close()
-            self.gate.recorder.flush()
+        await self._ending.aclose()
+
+    def _end(self) -> None:
         self._ended = True
-        if hasattr(self, "learned"):
-            self.learned.close()
-        await self._health.stop()
         log.info("stopped")
         self.logs.stop()
 
@@ -365,6 +341,7 @@ async def serve(config: Settings) -> int:
     try:
         await app.start()
     except errors.SettingsError as error:
+        log.critical("%s", error)
         await app.close()
         print(f"corral: {error}", file=sys.stderr)
         return 1

@@ -67,11 +67,19 @@ class Answer(NamedTuple):
     document: Mapping[str, object] | None = None
 
 
-def observe(reading: StatusDocument | Fault, is_writer_alive: bool, now: float) -> View:
-    """What a reading of the file means. `now` is wall time, as the file's own is."""
+def observe(
+    reading: StatusDocument | Fault, is_writer_alive: bool, now: float, gateway_pid: int | None
+) -> View:
+    """What a reading of the file means. `now` is wall time, as the file's own is.
+
+    A gateway writes before it starts us. If its word is not there (or is another gateway's, whose file lies
+    in the same place), it could not be written, and nothing can be known of it.
+    """
     if not isinstance(reading, StatusDocument):
-        # No file at all: nobody has started a gateway here, and we were started to run alone.
-        return View(ServerState.UNKNOWN if reading is Fault.MISSING else ServerState.UNREADABLE, {})
+        alone = reading is Fault.MISSING and gateway_pid is None  # started where no gateway is, or none yet
+        return View(ServerState.UNKNOWN if alone else ServerState.UNREADABLE, {})
+    if gateway_pid not in (None, reading.pid):
+        return View(ServerState.UNREADABLE, {})
     if not is_writer_alive:
         return View(ServerState.GONE, reading.models)
     if now - reading.written_at > STALE_AFTER_S:
@@ -103,11 +111,12 @@ def _model_answer(alias: str, view: View) -> Answer:
 
 
 class Health:
-    """Answers requests from the status file that `reader` reads."""
+    """Answers requests from the status file that `reader` reads. Beside a gateway it must be that one's."""
 
-    def __init__(self, reader: StatusReader, check_path: str) -> None:
+    def __init__(self, reader: StatusReader, check_path: str, gateway_pid: int | None) -> None:
         self._reader = reader
         self._check_path = check_path
+        self._gateway_pid = gateway_pid
 
     async def handle(self, exchange: Exchange) -> None:
         head = exchange.head
@@ -128,7 +137,7 @@ class Health:
     def view(self) -> View:
         reading = self._reader.read()
         alive = isinstance(reading, StatusDocument) and writer_alive(reading)
-        return observe(reading, alive, clock.wall())
+        return observe(reading, alive, clock.wall(), self._gateway_pid)
 
     async def _stream(self, exchange: Exchange) -> None:
         """Everything at once, then what changes, until the client leaves."""
@@ -160,7 +169,8 @@ async def serve(
 ) -> None:
     """Answer probes until a signal says stop, or until the gateway that started us is gone."""
     sockets = listen_sockets(host, port)
-    server = HttpServer(Health(StatusReader(status_path), check_path).handle, LIMITS, Patrol(), error_page)
+    answering = Health(StatusReader(status_path), check_path, gateway_pid)
+    server = HttpServer(answering.handle, LIMITS, Patrol(), error_page)
     await server.listen(sockets)
     if gateway_pid is None:
         print(f"health server: listening on port {sockets[0].getsockname()[1]}", flush=True)

@@ -190,30 +190,52 @@ def test_all_that_is_ready_is_read_before_any_of_it_is_worked_on_and_sent_after_
     ]
 
 
-def test_who_fails_is_logged_and_costs_nobody_else_anything(
-    ends: tuple[socket.socket, socket.socket], caplog: pytest.LogCaptureFixture
-) -> None:
-    ours, theirs = ends
-
+def test_who_fails_is_logged_and_costs_nobody_else_anything(caplog: pytest.LogCaptureFixture) -> None:
     async def work() -> None:
         watcher = watcher_of(asyncio.get_running_loop())
-        done = asyncio.Event()
+        pairs = [socket.socketpair() for _ in range(2)]
+        ended: list[str] = []
 
         def fail(*_anything: object) -> None:
             raise ZeroDivisionError
 
-        def on_ready(_events: int) -> None:
-            ours.recv(9)
-            watcher.arrived += [(fail, b""), (lambda _data: watcher.leaving.extend([fail, done.set]), b"")]
-            fail()
+        def leave() -> None:
+            ended.append("left")
+            asyncio.get_running_loop().call_soon(done.set)
 
-        watcher.watch(ours.fileno(), READABLE, on_ready)
-        theirs.send(b"x")
+        done = asyncio.Event()
+        for ours, theirs in pairs:
+
+            def on_ready(_events: int, ours: socket.socket = ours) -> None:
+                ours.recv(9)
+                watcher.arrived += [(fail, b""), (lambda _data: watcher.leaving.extend([fail, leave]), b"")]
+                fail()
+
+            watcher.watch(ours.fileno(), READABLE, on_ready)
+            theirs.send(b"x")
         await done.wait()
-        watcher.watch(ours.fileno(), 0, on_ready)
+        assert ended == ["left"] * 2
+        for both in pairs:
+            watcher.watch(both[0].fileno(), 0, fail)
+            for each in both:
+                each.close()
 
     run(work())
-    assert len([record for record in caplog.records if record.exc_info]) == 3
+    assert len([record for record in caplog.records if record.exc_info]) == 6
+
+
+def test_what_is_alone_in_its_turn_is_not_gathered(ends: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = ends
+
+    async def work() -> None:
+        watcher = watcher_of(asyncio.get_running_loop())
+        seen: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        watcher.watch(ours.fileno(), READABLE, lambda _events: seen.set_result(watcher.gathers))
+        theirs.send(b"x")
+        assert await seen is False
+        watcher.watch(ours.fileno(), 0, lambda _events: None)
+
+    run(work())
 
 
 def test_any_other_loop_gives_the_same_by_its_own_means(

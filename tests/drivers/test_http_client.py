@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from corral import errors
-from corral.drivers import connections, http_client, tasks
-from corral.drivers.http_client import UNREAD_MAX_BYTES, Address, BackendGone, HttpClient
+from corral.drivers import connections, tasks
+from corral.drivers.http_client import Address, BackendGone, HttpClient
+from corral.drivers.http_client.connection import UNREAD_MAX_BYTES
 from corral.drivers.http_server import Exchange
 from corral.drivers.patrol import Patrol
 from corral.drivers.tasks import Bell
@@ -18,6 +19,7 @@ from corral.formats import http1
 from tests.drivers.serving import serving
 from tests.in_a_loop import turns
 
+PACKAGE = "corral.drivers.http_client"
 GET = http1.request_head("GET", "/", [(b"host", b"x")])
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -251,7 +253,27 @@ def test_an_answer_that_nobody_asked_for_costs_the_connection() -> None:
             while not connection.transport.is_closing():
                 await asyncio.sleep(0)
             with pytest.raises(BackendGone):
-                await connection.ask("GET", GET, b"", 5, None)
+                connection.ask("GET", GET, b"", 5, None)
+
+    run(work())
+
+
+def test_a_connection_whose_request_is_not_through_is_not_used_again() -> None:
+    """What is left of it would be taken for the beginning of the next one."""
+
+    async def work() -> None:
+        async def hasty(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
+            await asyncio.Event().wait()
+
+        async with scripted(hasty) as (client, address):
+            for _ in range(2):  # the second time in words that are known
+                body = b"x" * 20_000_000
+                head = http1.request_head("POST", "/", [(b"content-length", b"%d" % len(body))])
+                answer = await client.send(address, "POST", head, body, silence_s=5)
+                assert (answer.head.status, await answer.body(10)) == (413, b"no")
+                assert not client._idle.get(address)
 
     run(work())
 
@@ -390,7 +412,7 @@ def test_an_unread_answer_is_not_gathered_without_bound() -> None:
 
 
 def test_a_connection_whose_asker_left_meanwhile_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_client, "IDLE_MAX_S", 0.0)
+    monkeypatch.setattr(f"{PACKAGE}.connection.IDLE_MAX_S", 0.0)
 
     async def work() -> None:
         ends: list[BaseException | None] = []
@@ -412,7 +434,7 @@ def test_a_connection_whose_asker_left_meanwhile_is_closed(monkeypatch: pytest.M
 
         async with scripted(silent) as (client, address):
             connect = connections.connect
-            monkeypatch.setattr(http_client, "connect", connect_and_leave)
+            monkeypatch.setattr(f"{PACKAGE}.client.connect", connect_and_leave)
             asking = tasks.Strand(ask_in_vain(), ends.append)
             asking.step()
             await tasks.as_task(asyncio.wait_for(opened.wait(), 5))

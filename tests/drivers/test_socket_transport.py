@@ -71,6 +71,56 @@ def test_a_slow_reader_pauses_the_protocol_by_the_marks(new_loop: NewLoop) -> No
     run(new_loop, work())
 
 
+def test_what_the_kernel_takes_a_part_of_arrives_once(new_loop: NewLoop) -> None:
+    """Two answer in one turn, so that what they send is gathered; both have next to no room to send."""
+    body = b"".join(b"%07d " % number for number in range(7_500))
+
+    class Answers(Witness):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+        def data_received(self, data: bytes) -> None:
+            self.transport.write(body)
+
+    async def work() -> None:
+        async with listening(Answers) as (made, port):
+            peers = [socket.create_connection(("127.0.0.1", port), PATIENCE_S) for _ in range(2)]
+            await eventually(lambda: len(made) == 2, "both are connected")
+            for peer in peers:
+                peer.setblocking(False)
+                peer.send(b"?")
+            for peer in peers:
+                assert await read_all(peer, len(body)) == body
+            await eventually(
+                lambda: not any(each.transport.get_write_buffer_size() for each in made), "all of it is away"
+            )
+            for peer in peers:
+                with pytest.raises(BlockingIOError):
+                    peer.recv(1)
+                peer.close()
+
+    run(new_loop, work())
+
+
+def test_what_came_before_the_peer_was_gone_is_given_to_the_protocol(new_loop: NewLoop) -> None:
+    """Who answers before it has taken all, and closes, is heard, though sending fails in the same turn."""
+
+    async def work() -> None:
+        async with listening() as (made, port):
+            peers = [socket.create_connection(("127.0.0.1", port), PATIENCE_S) for _ in range(2)]
+            await eventually(lambda: len(made) == 2, "both are connected")
+            for each in made:
+                each.transport.write(b"x" * 10_000_000)
+            for peer in peers:
+                peer.send(b"too much")
+                peer.close()  # with bytes unread: that is a reset
+            await eventually(lambda: all(each.told[-1] == "lost" for each in made), "both are lost")
+            assert [each.received for each in made] == [b"too much"] * 2
+
+    run(new_loop, work())
+
+
 def test_a_slow_reader_pauses_who_writes_a_little_with_every_turn(new_loop: NewLoop) -> None:
     class Answers(Witness):
         def data_received(self, data: bytes) -> None:
@@ -196,6 +246,17 @@ def test_a_reset_is_told_and_costs_nobody_else_anything(new_loop: NewLoop) -> No
             peer.close()
             await eventually(lambda: ours.told[-1] == "lost", "it is over")
             assert isinstance(ours.error, ConnectionResetError)
+
+    run(new_loop, work())
+
+
+def test_a_reset_that_is_not_seen_yet_does_not_disturb_who_is_through_with_writing(new_loop: NewLoop) -> None:
+    async def work() -> None:
+        async with pair() as (ours, peer):
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.close()
+            ours.transport.write_eof()
+            await eventually(lambda: ours.told[-1] == "lost", "it is over")
 
     run(new_loop, work())
 

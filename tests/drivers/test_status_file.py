@@ -45,20 +45,20 @@ def test_what_is_written_is_read_back(path: str) -> None:
     assert read(path) == DOCUMENT
 
 
-def test_others_may_read_the_file_but_not_enter_a_folder_made_for_it(path: str) -> None:
+def test_others_may_read_the_file_and_change_nothing_whatever_the_umask(path: str) -> None:
     before = os.umask(0o077)
     try:
         status_file.write(path, status.to_json(DOCUMENT))
     finally:
         os.umask(before)
     assert mode(path) == 0o644
-    assert mode(os.path.dirname(path)) == 0o700
+    assert mode(os.path.dirname(path)) == 0o755
 
 
 def test_a_folder_that_is_there_keeps_its_mode(tmp_path: Path) -> None:
-    os.chmod(tmp_path, 0o755)
+    os.chmod(tmp_path, 0o700)
     status_file.write(str(tmp_path / "status.json"), b"{}")
-    assert mode(str(tmp_path)) == 0o755
+    assert mode(str(tmp_path)) == 0o700
 
 
 def test_a_draft_left_by_a_crash_is_overwritten_and_none_stays(path: str) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ssl
-import subprocess
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from corral.drivers.tls import Certificate
 from corral.errors import SettingsError
 from tests.in_a_loop import in_a_loop
+from tests.support import make_certificate
 
 
 class Pair(NamedTuple):
@@ -24,21 +25,10 @@ class Pair(NamedTuple):
         other.cert.write_bytes(self.cert.read_bytes())
 
 
-def make_pair(folder: Path, name: str) -> Pair:
+def make_pair(folder: Path, name: str, kind: str = "ec") -> Pair:
     """A certificate for `name`, signed by itself."""
     pair = Pair(folder / f"{name}.crt", folder / f"{name}.key")
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-    ]
-    command += ["-subj", f"/CN={name}", "-days", "2", "-keyout", str(pair.key), "-out", str(pair.cert)]
-    subprocess.run(command, check=True, capture_output=True)
+    make_certificate(*pair, name=name, kind=kind)
     return pair
 
 
@@ -56,15 +46,20 @@ def pair(tmp_path: Path, pairs: tuple[Pair, Pair]) -> Pair:
     return own
 
 
-async def shown(context: ssl.SSLContext) -> bytes:
-    """The certificate that a client gets to see, in a handshake over real sockets."""
+async def shown(context: ssl.SSLContext, server_name: str | None = "localhost") -> bytes:
+    """The certificate that a client gets to see, in a handshake over real sockets, with ALPN as promised."""
     server = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0, ssl=context)
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
     client.verify_mode = ssl.CERT_NONE
+    client.set_alpn_protocols(["h2", "http/1.1"])
     port = server.sockets[0].getsockname()[1]
-    _reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client)
-    found: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    _reader, writer = await asyncio.open_connection(
+        "127.0.0.1", port, ssl=client, server_hostname=server_name or ""
+    )
+    connection = writer.get_extra_info("ssl_object")
+    assert connection.selected_alpn_protocol() == "http/1.1"
+    found: bytes = connection.getpeercert(binary_form=True)
     writer.close()
     server.close()
     return found
@@ -83,6 +78,63 @@ async def test_a_changed_pair_is_shown_from_the_next_handshake_on(
     pairs[1].copy_to(pair)
     certificate.reload_if_changed()
     assert await shown(certificate.context) == der(pairs[1])
+
+
+@in_a_loop
+async def test_a_renewal_may_bring_a_key_of_another_kind(pair: Pair, tmp_path: Path) -> None:
+    certificate = Certificate(pair.cert, pair.key)
+    renewed = make_pair(tmp_path, "renewed", kind="rsa")
+    renewed.copy_to(pair)
+    certificate.reload_if_changed()
+    assert await shown(certificate.context) == der(renewed)
+
+
+@in_a_loop
+async def test_a_pair_that_breaks_just_after_it_was_read_stays_in_force_as_it_was_read(
+    pair: Pair, pairs: tuple[Pair, Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = Certificate(pair.cert, pair.key)
+    load = ssl.SSLContext.load_cert_chain
+
+    def load_and_lose_the_key(*arguments: Any, **options: Any) -> None:
+        load(*arguments, **options)
+        pair.key.write_bytes(pairs[0].key.read_bytes())
+
+    pairs[1].copy_to(pair)
+    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", load_and_lose_the_key)
+    certificate.reload_if_changed()
+    assert await shown(certificate.context) == der(pairs[1])
+    certificate.reload_if_changed()
+    assert await shown(certificate.context) == der(pairs[1])
+
+
+@in_a_loop
+async def test_without_a_server_name_too_the_new_certificate_is_shown(
+    pair: Pair, pairs: tuple[Pair, Pair]
+) -> None:
+    certificate = Certificate(pair.cert, pair.key)
+    pairs[1].copy_to(pair)
+    certificate.reload_if_changed()
+    assert await shown(certificate.context, server_name=None) == der(pairs[1])
+
+
+@in_a_loop
+async def test_files_that_are_opened_to_us_later_are_read_then(
+    pair: Pair, pairs: tuple[Pair, Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A renewal writes its key for root alone, and a hook then opens it to others by its mode alone."""
+    certificate = Certificate(pair.cert, pair.key)
+    pairs[1].copy_to(pair)
+    with monkeypatch.context() as closed:
+        closed.setattr(ssl.SSLContext, "load_cert_chain", refuse)
+        certificate.reload_if_changed()
+    pair.key.chmod(0o640)
+    certificate.reload_if_changed()
+    assert await shown(certificate.context) == der(pairs[1])
+
+
+def refuse(*_arguments: Any, **_options: Any) -> None:
+    raise PermissionError(errno.EACCES, "Permission denied")
 
 
 @in_a_loop

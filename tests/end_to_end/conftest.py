@@ -60,6 +60,7 @@ def hopeless(
             llama_server,
             demo_files,
             environment={"MODEL_PATH": garbage, "PORT_BACKEND": str(free_port())},
+            until_up=False,
         ) as single,
     ):
         yield Hopeless(herd, single)

@@ -37,3 +37,4 @@ def test_in_single_model_mode_the_models_failure_is_the_machines(hopeless: Hopel
     wait_until(lambda: is_in_state(corral, "failed", "garbage"), "its model is given up", GIVEN_UP_AFTER_S)
     for url in (corral.url, corral.health_url):
         assert [ask(url + path).status for path in ("/ping", "/ready", "/live")] == [503, 503, 200]
+    assert "READY after" not in corral.log_text, "it has never been"

@@ -36,7 +36,18 @@ from tests.end_to_end.talk import (
     open_chat,
     request,
 )
-from tests.support import KEY, ROOT, Answer, Corral, ask, free_port, open_request, ping
+from tests.support import (
+    KEY,
+    ROOT,
+    Answer,
+    Corral,
+    ask,
+    free_port,
+    listens,
+    make_certificate,
+    open_request,
+    ping,
+)
 from tests.waiting import wait_until
 
 ENTRYPOINT = ROOT / "entrypoint.sh"
@@ -79,14 +90,6 @@ def start_image(start_corral: StartCorral, stand_in: Path) -> Start:
         return start_corral(**{"engine": stand_in, "program": ENTRYPOINT} | options)
 
     return start
-
-
-def listens(url: str) -> bool:
-    try:
-        ask(f"{url}/live")
-    except (ConnectionError, http.client.HTTPException):
-        return False
-    return True
 
 
 def codes_until_200(url: str, path: str = "/ping") -> list[int]:
@@ -188,12 +191,16 @@ def seconds_to_stop(corral: Corral, number: signal.Signals) -> float:
 
 
 # SageMaker: runs the image with the word `serve`; GET /ping on 8080 is answered 200 within 2 s, else it is
-# no healthy instance; POST /invocations is the only other path. Unknown headers do not arrive.
+# no healthy instance; POST /invocations is the only other path. Unknown headers do not arrive. 8080 is also
+# where the llama-server of a single model would listen if nobody said otherwise.
 
 
-def test_sagemaker(start_image: Start) -> None:
+def test_sagemaker(start_image: Start, demo_files: Path) -> None:
+    port = str(free_port())
+    own = {"AUTH_ENABLED": "false", "GATEWAY_PORT": port, "PORT_BACKEND": port}
+    own["MODEL_PATH"] = str(demo_files / "demo.gguf")
     began = time.monotonic()
-    corral = start_image(arguments=["serve"], environment={"AUTH_ENABLED": "false"}, until_up=False)
+    corral = start_image(arguments=["serve"], environment=own, until_up=False)
     assert codes_until_200(corral.url)[-1] == 200
     assert time.monotonic() - began < 2
     assert content(ask(f"{corral.url}/invocations", chat()))
@@ -219,19 +226,19 @@ def test_knative(start_image: Start) -> None:
 
 
 # Azure Container Apps: start-up, readiness and liveness take 200 to 399. A 204 from /ping is one of these, so
-# readiness asks /ready.
+# readiness asks /ready. Each probe has a port of its own.
 
 
 def test_azure(start_image: Start) -> None:
     corral = start_image(config=SLOW, until_up=False)
-    wait_until(lambda: listens(corral.health_url), "the health port listens")
-    assert 200 <= ask(f"{corral.health_url}/live").status <= 399
+    wait_until(lambda: listens(corral.url) and listens(corral.health_url), "both ports listen")
+    assert 200 <= ask(f"{corral.url}/live").status <= 399
     assert ask(f"{corral.health_url}/ready").status == 503
     assert codes_until_200(corral.health_url, "/ready")[-1] == 200
 
 
 # Hugging Face endpoints: a route of one's own choice every second, on the serving port; 200 only when ready.
-# The model lies in /repository, which tests/settings/test_places.py finds.
+# The model lies in /repository: tests/test_deploy.py finds it there.
 
 
 def test_hugging_face(start_image: Start) -> None:
@@ -369,10 +376,7 @@ class Secure:
         )
 
     def renew(self) -> None:
-        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
-        command += ["-nodes", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-        command += ["-days", "2", "-keyout", str(self.key), "-out", str(self.cert)]
-        subprocess.run(command, check=True, capture_output=True)
+        make_certificate(self.cert, self.key)
 
     @property
     def access_log(self) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import StartCorral
 from tests.end_to_end.talk import CHAT, chat, is_in_state, metric
-from tests.support import Corral, ask
+from tests.support import Corral, ask, listens
 from tests.waiting import wait_until
 
 OWN_PATH = "/my/health"
@@ -22,14 +22,6 @@ SLOW = {"demo": {"model_path": "demo.gguf", "flags": ["--stand-in", '{"load_s": 
 
 def codes(url: str, *paths: str) -> list[int]:
     return [ask(url + path).status for path in paths]
-
-
-def listens(url: str) -> bool:
-    try:
-        ask(f"{url}/live")
-    except ConnectionError:
-        return False
-    return True
 
 
 def last_activity(corral: Corral) -> float:

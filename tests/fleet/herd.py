@@ -222,7 +222,10 @@ class Client:
         self._strand.step()
 
     async def _run(self) -> None:
-        async with self._fleet.lease(self._wish) as lease:
+        with self._fleet.lease(self._wish) as lease:
+            if lease.waits:
+                await lease.granted()
+            lease.open()
             self.lease = lease
             await self._bell
 

@@ -27,7 +27,7 @@ from corral.fleet.engines import Death, LlamaEngine
 from corral.formats import http1
 from corral.formats.slots import Slot
 from corral.policy.placement import Kind, Placement
-from corral.settings import Settings, children_environment
+from corral.settings import Settings, SingleModel, children_environment, make_model
 from tests.drivers.serving import serving
 from tests.fleet.herd import SOMEWHERE
 from tests.in_a_loop import in_a_loop, turns
@@ -53,6 +53,7 @@ class Yard:
         }
         self.settings: Settings = Desk(root).load(config, environ)
         self.path = Path("/models/demo.gguf")
+        self.own_ports = frozenset({1, 2})
         self.client = HttpClient(Patrol())
         self.started: list[LlamaEngine] = []
 
@@ -60,6 +61,11 @@ class Yard:
         """Change a group of the settings."""
         changed = dataclasses.replace(getattr(self.settings, part), **values)
         self.settings = dataclasses.replace(self.settings, **{part: changed})
+
+    def serve_one_model(self, port: int) -> None:
+        """As if the environment had named it, and this as the port of its llama-server."""
+        single = SingleModel(make_model("demo", self.path, gpu_layers=99), port)
+        self.settings = dataclasses.replace(self.settings, single_model=single)
 
     @asynccontextmanager
     async def open(self, has_gpus: bool = False) -> AsyncIterator[LlamaEngines]:
@@ -74,7 +80,7 @@ class Yard:
             client,
             logs,
             reaper,
-            frozenset({1, 2}),
+            self.own_ports,
             has_gpus=has_gpus,
         )
         reaper.start(asyncio.get_running_loop())
@@ -340,13 +346,30 @@ async def test_ports_that_are_taken_are_passed_over_and_come_back(tmp_path: Path
 
 
 @in_a_loop
-async def test_no_free_port_is_said_with_the_range_and_the_remedy(tmp_path: Path) -> None:
+async def test_the_one_models_port_is_passed_over_too_if_it_is_taken(tmp_path: Path) -> None:
     yard = Yard(tmp_path)
-    yard.replace("herd", port_start=65535)
+    yard.serve_one_model(yard.port)
+    yard.own_ports = frozenset({yard.port})  # as on a platform that wants the gateway on 8080
+    async with yard.open() as engines:
+        assert (await yard.start(engines)).address.port > yard.port
+
+
+@pytest.mark.parametrize(
+    ("single", "remedy"), [(False, "server_pool.port_start"), (True, "PORT_BACKEND")], ids=["herd", "single"]
+)
+@in_a_loop
+async def test_no_free_port_is_said_with_the_range_and_the_remedy(
+    tmp_path: Path, single: bool, remedy: str
+) -> None:
+    yard = Yard(tmp_path)
+    if single:
+        yard.serve_one_model(65535)
+    else:
+        yard.replace("herd", port_start=65535)
     with socket.create_server(("127.0.0.1", 65535)):
         async with yard.open() as engines:
             assert await death_of(engines) == (
-                "no port is free from 65535 to 65535: free one, or set server_pool.port_start"
+                f"no port is free from 65535 to 65535: free one, or set {remedy}"
             )
 
 

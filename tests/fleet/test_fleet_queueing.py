@@ -281,10 +281,11 @@ async def test_who_is_asked_again_for_has_waited_already(herd: Herd) -> None:
     asked_at = herd.now - 29.0
     lease = herd.fleet.lease(Wish("a", "again"), asked_at)
     assert (lease.ticket.arrived_at, lease.ticket.deadline) == (asked_at, asked_at + 30.0)
-    waiting = tasks.outcome(lease.__aenter__())
-    herd.pass_time(1.0)
-    with pytest.raises(errors.QueueTimeout, match="within 30 s"):
-        await waiting
+    with lease:
+        waiting = tasks.outcome(lease.granted())
+        herd.pass_time(1.0)
+        with pytest.raises(errors.QueueTimeout, match="within 30 s"):
+            await waiting
     running.finishes()
 
 

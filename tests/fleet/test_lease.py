@@ -63,8 +63,11 @@ class Visit:
         self.strand.step()
 
     async def _run(self) -> None:
-        async with self.lease as entered:
+        with self.lease as entered:
             assert entered is self.lease
+            if entered.waits:
+                await entered.granted()
+            entered.open()
             self.is_in = True
             await self.bell
 

@@ -12,7 +12,7 @@ from tests.handlers.unwired import call_for
 def test_a_call_begins_with_its_id_as_the_first_header_of_every_answer() -> None:
     call, _ = call_for(request("/x", headers={"x-request-id": "mine"}))
     assert call.request_id == "mine"
-    assert call.extra_headers == [(b"x-request-id", b"mine")]
+    assert call.lines == b"x-request-id: mine\r\n"
     assert (call.key_id, call.model, call.error, call.gone) == ("-", "", None, False)
 
 

@@ -10,9 +10,11 @@ from corral import errors
 from corral.formats.key_file import Role
 from corral.handlers.gate import Gate
 from corral.policy.authentication import Principal
-from tests.handlers.gatehouse import KEY, Gatehouse, request
+from tests.handlers.gatehouse import CHAT, KEY, Gatehouse, read_reply, request
 from tests.handlers.unwired import call_for
+from tests.in_a_loop import in_a_loop
 from tests.models import a_model
+from tests.waiting import eventually
 
 
 def test_a_key_makes_a_principal_whose_id_is_recorded(house: Gatehouse) -> None:
@@ -74,18 +76,18 @@ def test_each_admission_tells_the_client_where_it_stands(house: Gatehouse) -> No
     for _ in range(2):
         call, _ = call_for(request("/x"))
         gate.admit(call, gate.authenticate(call))
-        told.append(call.extra_headers[1:])
-    limit = (b"x-ratelimit-limit-requests", b"2")
-    reset = (b"x-ratelimit-reset-requests", b"1m0s")
+        told.append(call.lines.split(b"\r\n")[1:-1])
+    limit = b"x-ratelimit-limit-requests: 2"
+    reset = b"x-ratelimit-reset-requests: 1m0s"
     assert told == [
-        [limit, (b"x-ratelimit-remaining-requests", b"1"), reset],
-        [limit, (b"x-ratelimit-remaining-requests", b"0"), reset],
+        [limit, b"x-ratelimit-remaining-requests: 1", reset],
+        [limit, b"x-ratelimit-remaining-requests: 0", reset],
     ]
     call, _ = call_for(request("/x"))
     with pytest.raises(errors.RateLimitExceeded) as caught:
         gate.admit(call, gate.authenticate(call))
     # A refusal tells it too.
-    assert call.extra_headers[1:3] == [limit, (b"x-ratelimit-remaining-requests", b"0")]
+    assert call.lines.split(b"\r\n")[1:3] == [limit, b"x-ratelimit-remaining-requests: 0"]
     assert caught.value.retry_after_s == pytest.approx(60.0, abs=1.0)
 
 
@@ -93,7 +95,7 @@ def test_an_unlimited_key_is_told_nothing(house: Gatehouse) -> None:
     gate = house.build()
     call, _ = call_for(request("/x"))
     gate.admit(call, gate.authenticate(call))
-    assert [name for name, _ in call.extra_headers] == [b"x-request-id"]
+    assert call.lines == call.id_line
 
 
 # Which model -------------------------------------------------------------------------------------
@@ -184,3 +186,19 @@ def test_a_default_that_there_is_not_is_named_in_the_refusal(house: Gatehouse) -
     }
     with pytest.raises(errors.ModelNotFound, match="There is no model 'gone'"):
         house.build().choose_model(None, EVERYBODY)
+
+
+@pytest.mark.parametrize("how", ["comes whole", "is given up"])
+@in_a_loop
+async def test_a_request_for_tokens_counts_while_its_body_is_on_its_way(house: Gatehouse, how: str) -> None:
+    async with house.open():
+        client = await house.connect()
+        whole = request("/v1/chat/completions", CHAT)
+        client.send(whole[:-1])
+        await eventually(lambda: house.gate.arriving == 1, "it is on its way")
+        if how == "comes whole":
+            client.send(whole[-1:])
+            assert (await read_reply(client)).status == 200
+        else:
+            client.close()
+        await eventually(lambda: house.gate.arriving == 0, "it is no longer")

@@ -409,7 +409,7 @@ async def test_what_the_engine_does_not_report_is_not_counted(house: Gatehouse) 
         house.backend.script = answering(b'{"error": {"message": "no"}, "usage": {"prompt_tokens": 7}}', 400)
         await house.ask(PATH, CHAT)
         await house.logged(2)
-    assert house.scraped("router_tokens_total") == []
+    assert all(line.endswith(" 0") for line in house.scraped("router_tokens_total"))
 
 
 async def charged(house: Gatehouse, body: object, leave_after: bytes | None = None) -> float:

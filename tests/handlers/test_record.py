@@ -159,6 +159,7 @@ async def test_a_request_is_activity_from_when_it_comes(house: Gatehouse) -> Non
         client = await house.connect()
         client.send(request("/v1/chat/completions", CHAT))
         await eventually(lambda: len(house.backend.seen) == 1, "the engine has the request")
+        house.gate.recorder.flush()  # as a scrape does it
         assert clock.wall() - house.counted("router_last_activity_timestamp_seconds") < 60
         client.close()
         await house.logged()
@@ -235,6 +236,7 @@ async def test_a_wait_that_ends_in_a_refusal_is_a_rejection(house: Gatehouse) ->
         assert replies == {502, 503}
         await house.logged(2)
     assert set(house.scraped("router_requests_total")) == {
+        'router_requests_total{model="demo",status="success"} 0',
         'router_requests_total{model="demo",status="rejected"} 1',
         'router_requests_total{model="demo",status="error"} 1',
     }

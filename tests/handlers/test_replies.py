@@ -19,9 +19,9 @@ def test_a_document_is_json_with_its_length_and_the_calls_own_headers() -> None:
     assert head.splitlines() == [
         b"HTTP/1.1 201 Created",
         b"date: now",
-        b"content-type: application/json",
         b"x-request-id: mine",
         b"content-length: %d" % len(body),
+        b"content-type: application/json",
     ]
     assert body == '{"name": "ü", "odd": "?"}'.encode()
 

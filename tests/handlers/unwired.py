@@ -19,8 +19,8 @@ class NoWire:
         self.reader = http1.RequestReader(http1.Limits())
         self.sent = b""
 
-    def date(self) -> bytes:
-        return b"now"
+    def date_line(self) -> bytes:
+        return b"date: now\r\n"
 
     def send(self, data: bytes) -> None:
         self.sent += data

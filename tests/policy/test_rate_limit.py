@@ -137,7 +137,7 @@ def test_an_address_that_reads_like_a_key_id_is_not_that_key() -> None:
 def test_zero_is_unlimited_and_remembers_nothing() -> None:
     limiter = RateLimiter()
     assert {limiter.admit(key("a", 0), "", 0.0) for _ in range(1000)} == {UNLIMITED}
-    assert rate_limit.headers(UNLIMITED) == ()
+    assert rate_limit.lines(UNLIMITED) == b""
     assert limiter.admit(key("a", 1), "", 0.0).allowed
 
 
@@ -181,10 +181,10 @@ def test_a_flood_of_addresses_does_not_touch_the_keys() -> None:
 
 
 def test_the_headers_of_an_admitted_request() -> None:
-    assert rate_limit.headers(Admission(True, 100, 42, 60.0, 0.0)) == (
-        (b"x-ratelimit-limit-requests", b"100"),
-        (b"x-ratelimit-remaining-requests", b"42"),
-        (b"x-ratelimit-reset-requests", b"1m0s"),
+    assert rate_limit.lines(Admission(True, 100, 42, 60.0, 0.0)) == (
+        b"x-ratelimit-limit-requests: 100\r\n"
+        b"x-ratelimit-remaining-requests: 42\r\n"
+        b"x-ratelimit-reset-requests: 1m0s\r\n"
     )
 
 
@@ -192,15 +192,8 @@ def test_the_headers_of_an_admitted_request() -> None:
     ("reset_s", "expected"), [(59.25, b"59.25s"), (0.12, b"120ms"), (1.0, b"1s"), (60.0, b"1m0s")]
 )
 def test_the_headers_of_a_refused_request(reset_s: float, expected: bytes) -> None:
-    assert rate_limit.headers(Admission(False, 3, 0, reset_s, 0.1)) == (
-        (b"x-ratelimit-limit-requests", b"3"),
-        (b"x-ratelimit-remaining-requests", b"0"),
-        (b"x-ratelimit-reset-requests", expected),
+    assert rate_limit.lines(Admission(False, 3, 0, reset_s, 0.1)) == (
+        b"x-ratelimit-limit-requests: 3\r\n"
+        b"x-ratelimit-remaining-requests: 0\r\n"
+        b"x-ratelimit-reset-requests: %b\r\n" % expected
     )
-
-
-def test_the_error_names_the_limit_and_the_exact_wait() -> None:
-    error = rate_limit.refusal(Admission(False, 60, 0, 50.0, 24.5))
-    assert (error.status, error.type, error.code) == (429, "rate_limit_error", "rate_limit_exceeded")
-    assert error.retry_after_s == 24.5
-    assert error.message == "Rate limit of 60 requests per minute reached. Try again in 24.5s."

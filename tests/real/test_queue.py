@@ -96,7 +96,7 @@ def mixed_load(directory: Path, engine: Path, demo_files: Path, environment: dic
         "models": {name: {"model_path": demo} for name in ("one", "two")},
     }
     directory.mkdir()
-    options = {"config": config, "environment": environment, "program": ALTERED_GATEWAY}
+    options: dict[str, Any] = {"config": config, "environment": environment, "program": ALTERED_GATEWAY}
     with running_corral(directory, engine, demo_files, **options) as corral:
         began_at = time.monotonic()
 

@@ -84,7 +84,7 @@ def test_with_nothing_given_everything_is_default(desk: Desk) -> None:
     assert settings.paths.cache == desk.home / ".cache/corral"
     assert settings.paths.config_file is None
     assert settings.paths.llama_server is None
-    assert settings.paths.runtime.name.endswith("-box")
+    assert settings.paths.runtime.name.endswith("-box-8000")
     assert settings.herd.scan_models is True
     assert settings.herd.allocation_strategy is Allocation.SINGLE_GPU_PREFERRED
     assert (settings.models, settings.default_model, settings.single_model) == ({}, None, None)

@@ -61,13 +61,21 @@ def test_the_config_file_is_looked_for_here_then_in_data_then_in_the_image(desk:
     assert places.config_file(desk.cwd, data) == desk.cwd / "config.json"
 
 
-def test_the_runtime_directory_is_the_users_and_the_instances(tmp_path: Path) -> None:
-    name = f"corral-{os.getuid()}-box"
-    assert places.runtime_directory({"XDG_RUNTIME_DIR": str(tmp_path)}, "box") == tmp_path / name
+def test_the_runtime_directory_is_the_users_the_instances_and_the_ports(tmp_path: Path) -> None:
+    name = f"corral-{os.getuid()}-box-8000"
+    assert places.runtime_directory({"XDG_RUNTIME_DIR": str(tmp_path)}, "box", 8000) == tmp_path / name
     temporary = Path(tempfile.gettempdir()) / name
-    assert places.runtime_directory({}, "box") == temporary
-    assert places.runtime_directory({"XDG_RUNTIME_DIR": str(tmp_path / "gone")}, "box") == temporary
-    assert places.runtime_directory({"XDG_RUNTIME_DIR": "relative"}, "box") == temporary
+    assert places.runtime_directory({}, "box", 8000) == temporary
+    assert places.runtime_directory({"XDG_RUNTIME_DIR": str(tmp_path / "gone")}, "box", 8000) == temporary
+    assert places.runtime_directory({"XDG_RUNTIME_DIR": "relative"}, "box", 8000) == temporary
+
+
+def test_two_gateways_of_one_user_write_to_two_places(desk: Desk) -> None:
+    first, second = (desk.load(environ={"GATEWAY_PORT": port}).paths.runtime for port in ("9000", "9001"))
+    assert first != second
+    assert desk.load(environ={"GATEWAY_PORT": "9001", "RUNTIME_DIR": "/run/x"}).paths.runtime == Path(
+        "/run/x"
+    )
 
 
 def test_the_cache_follows_the_xdg_specification() -> None:

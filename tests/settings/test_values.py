@@ -12,8 +12,11 @@ from tests.settings.desk import Desk
 @pytest.mark.parametrize(
     ("start", "end"), [(8085, 8584), (65_000, 65_499), (65_100, 65_535), (65_535, 65_535)]
 )
-def test_the_herd_has_500_ports_as_far_as_ports_go(desk: Desk, start: int, end: int) -> None:
+def test_llama_servers_have_500_ports_as_far_as_ports_go(desk: Desk, start: int, end: int) -> None:
     assert desk.load({"server_pool": {"port_start": start}}).herd.port_end == end
+    single = desk.load(environ={"MODEL_PATH": "/m.gguf", "PORT_BACKEND": str(start)}).single_model
+    assert single is not None
+    assert single.port_end == end
 
 
 def test_secrets_are_not_shown(desk: Desk) -> None:

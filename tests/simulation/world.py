@@ -219,6 +219,8 @@ class World:
             self._end(job, "refused")
         else:
             self._carry_out(actions)
+            if job.ticket.granted_at is not None and job.granted_at is None:
+                self._grant(job)  # at once
 
     def _leave(self, job: Job) -> None:
         """The client has no more patience."""

@@ -84,7 +84,7 @@ class Selector(selectors.BaseSelector):
         while True:
             self.disturbed = False
             found = self._epoll.poll(_as_wait(wait_s), EVENTS_MAX)
-            self.gathers = True
+            self.gathers = len(found) > 1
             for fd, events in found:
                 on_ready = watched.get(fd)
                 if on_ready is not None:
@@ -94,7 +94,8 @@ class Selector(selectors.BaseSelector):
                         log.exception(FAILED)
                 elif (key := self._keys.get(fd)) is not None:
                     others.append((key, _as_selectors(events) & key.events))
-            self._serve()
+            if self.gathers:
+                self._serve()
             if others or self.disturbed or not found:
                 return others
             # Nothing of this concerns the loop: wait on, as it would.

@@ -9,6 +9,7 @@ as they are, without a copy.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import Iterable
@@ -91,7 +92,11 @@ class SocketTransport(asyncio.Transport):
                 self._watcher.arrived.append((self._take, data))
             else:
                 self._take(data)
-        if events & ~READABLE and self._unsent:
+            if events & ~(READABLE | WRITABLE):
+                # An error or an end. What came before it is to be heard first: sending would only find out
+                # that nobody is there. As long as there is something to read, it is told again.
+                return
+        if events & ~READABLE and self._unsent and self._fd >= 0:
             self._send_on()
 
     def _take(self, data: bytes) -> None:
@@ -119,10 +124,19 @@ class SocketTransport(asyncio.Transport):
     def write(self, data: Any) -> None:
         if self._closing or self._eof_due:
             return
-        if self._watcher.gathers:
-            self._gather(data)
+        unsent, watcher = self._unsent, self._watcher
+        if watcher.gathers:
+            # It leaves together with what else comes in this turn, unless that is much.
+            if not unsent:
+                watcher.leaving.append(self._leave)
+                self._leaves = True
+            unsent.append(data)
+            self._unsent_bytes += len(data)
+            if self._unsent_bytes > self._high_bytes:
+                self._leave()
+                self._wait()
             return
-        if not self._unsent:
+        if not unsent:
             try:
                 sent = self._send(data)
             except (BlockingIOError, InterruptedError):
@@ -133,7 +147,7 @@ class SocketTransport(asyncio.Transport):
             if sent == len(data):
                 return
             data = memoryview(data)[sent:]
-        self._unsent.append(data)
+        unsent.append(data)
         self._unsent_bytes += len(data)
         self._wait()
 
@@ -147,23 +161,14 @@ class SocketTransport(asyncio.Transport):
             self._unsent_bytes += size
             self._send_on()
 
-    def _gather(self, data: Any) -> None:
-        """Send it together with what comes in this turn, unless that is much."""
-        if not self._unsent:
-            self._watcher.leaving.append(self._leave)
-            self._leaves = True
-        self._unsent.append(data)
-        self._unsent_bytes += len(data)
-        if self._unsent_bytes > self._high_bytes:
-            self._leave()
-            self._wait()
-
     def _leave(self) -> None:
         """The turn is over, or somebody can't wait for its end."""
         if not self._leaves:
             return
         self._leaves = False
         unsent = self._unsent
+        if not unsent:  # it was too much to be kept until now
+            return
         if len(unsent) == 1:
             try:
                 sent = self._send(unsent[0])
@@ -172,13 +177,9 @@ class SocketTransport(asyncio.Transport):
             except OSError as error:
                 self._fail(error)
                 return
-            if sent == self._unsent_bytes:
-                unsent.clear()
-                self._unsent_bytes = 0
-                if self._closing or self._eof_due:
-                    self._all_sent()
-                return
-        self._send_on()
+            self._sent(sent)
+        else:
+            self._send_on()
 
     def _send_on(self) -> None:
         unsent = self._unsent
@@ -189,7 +190,19 @@ class SocketTransport(asyncio.Transport):
         except OSError as error:
             self._fail(error)
             return
+        self._sent(sent)
+
+    def _sent(self, sent: int) -> None:
+        """So many bytes are the kernel's."""
+        unsent = self._unsent
         self._unsent_bytes -= sent
+        if not self._unsent_bytes:
+            unsent.clear()
+            if self._closing or self._eof_due:
+                self._all_sent()
+            if self._waits or self._paused_protocol:
+                self._wait()
+            return
         whole = 0
         while whole < len(unsent) and sent >= len(unsent[whole]):
             sent -= len(unsent[whole])
@@ -197,8 +210,6 @@ class SocketTransport(asyncio.Transport):
         del unsent[:whole]
         if sent:
             unsent[0] = memoryview(unsent[0])[sent:]
-        if not unsent:
-            self._all_sent()
         self._wait()
 
     def _wait(self) -> None:
@@ -217,7 +228,7 @@ class SocketTransport(asyncio.Transport):
         if self._closing:
             self._end(None)
         elif self._eof_due:
-            self._socket.shutdown(socket.SHUT_WR)
+            self._shut()
 
     def write_eof(self) -> None:
         if self._closing or self._eof_due:
@@ -225,6 +236,10 @@ class SocketTransport(asyncio.Transport):
         self._leave()
         self._eof_due = True
         if not self._unsent:
+            self._shut()
+
+    def _shut(self) -> None:
+        with contextlib.suppress(OSError):  # the peer may have reset the connection just now
             self._socket.shutdown(socket.SHUT_WR)
 
     def can_write_eof(self) -> bool:

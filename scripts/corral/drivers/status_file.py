@@ -2,7 +2,8 @@
 
 It must lie on local disk or in memory: a rename is atomic there, so a reader finds the old document or
 the new one and never half of one. Nothing is synced, because nobody needs the status of a gateway that
-a power cut ended. The file is for everyone to read and says nothing secret.
+a power cut ended. The file is for everyone to read, by way of its folder too: it says what the health port
+tells anybody, and a health server that runs alone may be another user's.
 """
 
 from __future__ import annotations
@@ -27,13 +28,15 @@ class Fault(enum.Enum):
 
 
 def write(path: str, payload: bytes) -> None:
-    """Replace the file. The folder is made, for its owner alone, if it is not there."""
-    os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
+    """Replace the file. The folder is made if it is not there; the modes are these under any umask."""
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        os.makedirs(folder)
+        os.chmod(folder, 0o755)
     # One writer, so one fixed name: what a crash leaves behind is overwritten, not collected.
     draft = f"{path}.new"
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     with open(descriptor, "wb") as file:
-        # Whatever umask we were started with, readers may be other users.
         os.fchmod(descriptor, 0o644)
         file.write(payload)
     os.replace(draft, path)

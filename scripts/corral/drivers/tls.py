@@ -1,9 +1,10 @@
-"""The gateway's certificate: one TLS context, whose certificate is exchanged when its files change.
+"""The gateway's certificate: what a TLS handshake shows, exchanged when its files change.
 
 A certificate is renewed every few weeks by a program that knows nothing of us: it writes two files, one
-after the other. So both are tried together in a context of their own first; a pair that does not fit yet,
-or can't be read, leaves the loaded one in force. A context takes a new certificate while it is in use:
-handshakes from then on show it, and connections that are open stay as they are.
+after the other. So each pair is read into a context of its own. One that does not fit yet, or can't be
+read, is thrown away; one that does takes the place of the last: the context that the sockets were given
+hands every handshake on to the newest. Nothing is ever loaded into a context in use, because there a new
+key of another kind stands beside the old one, and half a pair undoes the whole (measured).
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from corral.errors import SettingsError
 
 log = logging.getLogger("corral.tls")
 
-# What tells one state of a file from another. A renewal may replace it, or what a link leads to.
-Stamp = tuple[int, int, int]
+# What tells one state of a file from another. A renewal may replace it, or what a link leads to, or only
+# open it to us.
+Stamp = tuple[int, int, int, int]
 
 
 class Certificate:
@@ -26,12 +28,16 @@ class Certificate:
         """Raises SettingsError if there is nothing to begin with."""
         self._cert_file = cert_file
         self._key_file = key_file or cert_file
-        self.context = self._new_context()
         self._seen = self._stamps()
         try:
-            self._load_into(self.context)
+            self.context = self._newest = self._load()
         except OSError as error:
             raise SettingsError(self._complaint(error)) from error
+        # It is called in every handshake, whether the client names a server or not.
+        self.context.sni_callback = self._hand_on
+
+    def _hand_on(self, handshake: ssl.SSLObject, _server_name: str, _context: ssl.SSLContext) -> None:
+        handshake.context = self._newest
 
     def reload_if_changed(self) -> None:
         """Take on what the files hold now. Cheap, and never fails: a broken pair changes nothing."""
@@ -40,16 +46,19 @@ class Certificate:
             return
         self._seen = stamps
         try:
-            self._load_into(self._new_context())
-            self._load_into(self.context)
+            self._newest = self._load()
         except OSError as error:
             log.error("%s; the certificate that is loaded stays in force", self._complaint(error))
         else:
             log.info("the certificate in %s has changed and is in force", self._cert_file)
 
-    def _load_into(self, context: ssl.SSLContext) -> None:
+    def _load(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["http/1.1"])
         # A callable: OpenSSL would otherwise ask for the password of an encrypted key on the terminal.
         context.load_cert_chain(self._cert_file, self._key_file, password=lambda: "")
+        return context
 
     def _complaint(self, error: OSError) -> str:
         """`error` is an ssl.SSLError for what can be read and is no pair, which says little to people."""
@@ -61,17 +70,10 @@ class Certificate:
     def _stamps(self) -> tuple[Stamp | None, Stamp | None]:
         return _stamp(self._cert_file), _stamp(self._key_file)
 
-    @staticmethod
-    def _new_context() -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.set_alpn_protocols(["http/1.1"])
-        return context
-
 
 def _stamp(path: Path) -> Stamp | None:
     try:
         found = os.stat(path)
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino

@@ -308,14 +308,14 @@ class LlamaEngines:
         return self._settings.logs.worker_type if single and self._settings.logs.worker_type else model
 
     def _free_port(self) -> int:
-        herd = self._settings.herd
-        single = self._settings.single_model
-        first, last = (single.port, single.port) if single else (herd.port_start, herd.port_end)
+        herd, single = self._settings.herd, self._settings.single_model
+        if single is not None:
+            first, last, setting = single.port, single.port_end, "PORT_BACKEND"
+        else:
+            first, last, setting = herd.port_start, herd.port_end, "server_pool.port_start"
         port = lowest_free_port(first, last, self._taken_ports)
         if port is None:
-            raise EngineDied(
-                f"no port is free from {first} to {last}: free one, or set server_pool.port_start"
-            )
+            raise EngineDied(f"no port is free from {first} to {last}: free one, or set {setting}")
         return port
 
     async def _free_port_at_exit(self, process: LlamaProcess, port: int) -> None:

@@ -4,7 +4,7 @@ Requests, processes, people and the clock report events; the fleet tells the sch
 table, and carries out what they answer. Between reading that state and changing it there is no `await`,
 so no two events ever see the same free slot.
 
-    async with fleet.lease(wish) as lease:
+    with fleet.lease(wish) as lease:  # see lease.py for what comes next
         ... lease.address is a llama-server that is ready, and one of its slots is ours ...
 
 A model that is wanted has a keeper: one coroutine that follows one process from its start to its end,
@@ -57,6 +57,7 @@ from corral.policy.scheduler import (
 
 log = logging.getLogger("corral.fleet")
 
+READY = ModelState.READY  # an enum's members take four times as long to look up (on Python 3.11)
 TICK_S = 0.25
 # After SIGTERM's and SIGKILL's own patience there is nothing left to hope for.
 STOP_TIMEOUT_S = 30.0
@@ -96,7 +97,7 @@ class Fleet:
         self._closing = False
         self._preloading = Preloading(self._models, self._load_if_room)
         for model in self._models.values():
-            self._publish(model)
+            model.publish(metrics)
 
     # From requests -----------------------------------------------------------------------------
 
@@ -108,28 +109,32 @@ class Fleet:
     def arrive(self, lease: Lease) -> None:
         if self._closing:
             raise shutting_down()
-        model = self._models[lease.ticket.model]
-        if model.state is ModelState.FAILED or (model.state is ModelState.BACKOFF and model.died_loading):
-            raise failure(model)
-        self._leases[lease.ticket] = lease
-        if model.state is ModelState.OFF:
-            self._engines.warm(model.name)
-        actions = self._scheduler.arrive(lease.ticket, clock.monotonic())
-        if lease.ticket.granted_at is None or len(actions) > 1:  # else it has its slot, and nobody to wake
+        ticket = lease.ticket
+        model = self._models[ticket.model]
+        if model.state is not READY:
+            if model.state is ModelState.FAILED or (model.state is ModelState.BACKOFF and model.died_loading):
+                raise failure(model)
+            if model.state is ModelState.OFF:
+                self._engines.warm(model.name)
+        self._leases[ticket] = lease
+        actions = self._scheduler.arrive(ticket, clock.monotonic())
+        if actions:
             self._carry_out(actions)
 
     def depart(self, lease: Lease) -> None:
         ticket, now = lease.ticket, clock.monotonic()
         if self._leases.pop(ticket, None) is None:
             return
-        name, abandoned = ticket.model, self._models[ticket.model].abandoned
-        if lease.engine_goes_on and abandoned is not None and lease.engine.alive:
-            abandoned.add(partial(self._forget, ticket, lease.usage))
-            self._carry_out(self._scheduler.abandon(ticket, now))
+        model = self._models[ticket.model]
+        if lease.engine_goes_on and model.abandoned is not None and lease.engine.alive:
+            model.abandoned.add(partial(self._forget, ticket, lease.usage))
+            actions = self._scheduler.abandon(ticket, now)
         else:
-            self._carry_out(self._scheduler.depart(ticket, now, lease.usage))
-        if self._models[name].state is ModelState.OFF and not self._scheduler.depth(name):
-            self._engines.cool(name)
+            actions = self._scheduler.depart(ticket, now, lease.usage)
+        if actions:
+            self._carry_out(actions)
+        if model.state is ModelState.OFF and not self._scheduler.depth(ticket.model):
+            self._engines.cool(ticket.model)
 
     def _forget(self, ticket: Ticket, usage: Usage | None) -> None:
         """The engine is through with an abandoned request."""
@@ -296,7 +301,7 @@ class Fleet:
     def _step(self, model: ManagedModel, event: Event) -> None:
         """One step in a model's life: by the table, then whatever the new state asks for."""
         model.state = next_state(model.state, event)
-        self._publish(model)
+        model.publish(self._metrics)
         # Before the next state, into which what follows may lead within this very call.
         self._announce(Change(model.name, status(model, self.memory.held_bytes(model.name))))
         if model.state is ModelState.STARTING:
@@ -311,10 +316,6 @@ class Fleet:
         """Tell everybody who looks on; without a change, that something about the whole is new."""
         self._gallery.tell(*changes)
         self._on_change()
-
-    def _publish(self, model: ManagedModel) -> None:
-        for state in ModelState:
-            self._metrics.model_state.labels(model.name, state.value).set(float(state is model.state))
 
     # From processes ----------------------------------------------------------------------------
 

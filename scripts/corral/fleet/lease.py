@@ -41,7 +41,13 @@ class Door(Protocol):
 
 
 class Lease:
-    """Entered, it waits for its slot; left, it gives the slot back, once, whatever happened."""
+    """Entered, it asks for its slot; left, it gives the slot back, once, whatever happened.
+
+    with fleet.lease(wish) as lease:
+        if lease.waits:
+            await lease.granted()
+        lease.open()
+    """
 
     __slots__ = (
         "_bell",
@@ -54,7 +60,6 @@ class Lease:
         "on_waiting",
         "ticket",
         "usage",
-        "waited_s",
     )
 
     def __init__(self, door: Door, ticket: Ticket) -> None:
@@ -62,7 +67,6 @@ class Lease:
         self.address: Address
         self.engine: Engine
         self.on_silence: Callable[[Waiting], None]
-        self.waited_s = 0.0
         # Told every so many seconds of waiting which one of those who wait it is.
         self.on_waiting: tuple[float, Callable[[int], None]] | None = None
         # What the engine has reported in the end.
@@ -70,37 +74,46 @@ class Lease:
         # Whether the engine may go on with the request when we let go of it.
         self.engine_goes_on = False
         self._door = door
-        self._bell = tasks.Bell()
+        self._bell: tasks.Bell | None = None
         self._error: errors.CorralError | None = None
 
-    async def __aenter__(self) -> Lease:
-        ticket = self.ticket
+    def __enter__(self) -> Lease:
         try:
             self._door.arrive(self)
-            if ticket.granted_at is None:  # a free slot is granted at once
-                await self.granted()
-            self._door.hand_over(self)
         except BaseException:
             self._door.depart(self)
             raise
-        assert ticket.granted_at is not None
-        self.waited_s = ticket.granted_at - ticket.arrived_at
         return self
 
-    async def __aexit__(self, *_exception: object) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self._door.depart(self)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is not its turn yet. A free slot is granted at once."""
+        return self.ticket.granted_at is None
+
+    @property
+    def waited_s(self) -> float:
+        ticket = self.ticket
+        return 0.0 if ticket.granted_at is None else ticket.granted_at - ticket.arrived_at
 
     async def granted(self, or_when: Callable[[], bool] = lambda: False) -> None:
         """Wait for the slot, or for what will do instead. Raises what the lease is refused with."""
+        bell = self._bell = tasks.Bell()
         timer = self._say_later() if self.on_waiting is not None else None
         try:
             while self.ticket.granted_at is None and not or_when():
                 if self._error is not None:
                     raise self._error
-                await self._bell
+                await bell
         finally:
             if timer is not None:
                 timer.stop()
+
+    def open(self) -> None:
+        """Learn where the slot is. Raises EngineLost if its process has gone in this moment."""
+        self._door.hand_over(self)
 
     def _say_later(self) -> tasks.Repeat:
         assert self.on_waiting is not None
@@ -117,4 +130,5 @@ class Lease:
     def settle(self, error: errors.CorralError | None = None) -> None:
         """Granted, refused with `error`, or worth another look: wake whoever waits, from a fresh stack."""
         self._error = error
-        self._bell.ring_soon()
+        if self._bell is not None:
+            self._bell.ring_soon()

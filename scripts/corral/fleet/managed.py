@@ -14,6 +14,7 @@ from corral.fleet.engines import Engine
 from corral.fleet.lease import EngineLost, Lease
 from corral.fleet.watchman import Watchman
 from corral.formats.status import ModelState, ModelStatus
+from corral.metrics import Metrics
 from corral.policy.lifecycle import Deaths
 from corral.policy.memory_report import Report
 from corral.policy.placement import Placement
@@ -47,6 +48,11 @@ class ManagedModel:
     last_words: str = ""
     # Whether it has come up, or shown that it won't, since the start.
     settled: bool = False
+
+    def publish(self, metrics: Metrics) -> None:
+        """Its state, as a number for each state that there is."""
+        for state in ModelState:
+            metrics.model_state.labels(self.name, state.value).set(float(state is self.state))
 
     def spell_is_over(self, now: float) -> None:
         """It is not ready any more, if it was."""

@@ -28,11 +28,13 @@ class Call:
         "ended_at",
         "error",
         "exchange",
-        "extra_headers",
         "first_byte_at",
         "gone",
+        "id_line",
         "is_inference",
         "key_id",
+        "lines",
+        "lost_s",
         "model",
         "priority",
         "queue_wait_s",
@@ -50,11 +52,13 @@ class Call:
         self.model = ""
         self.is_inference = False
         self.reached_model = False
-        # Headers that every answer to this request carries, errors included.
-        self.extra_headers: list[tuple[bytes, bytes]] = [(b"x-request-id", self.request_id.encode())]
+        self.id_line = b"x-request-id: %b\r\n" % self.request_id.encode()
+        # Headers that every answer to this request carries, errors included, as they stand in its head.
+        self.lines = self.id_line
         self.wants_stream = False
         self.priority = Priority.NORMAL
         self.queue_wait_s = 0.0
+        self.lost_s = 0.0  # with an engine that died
         # For the client with its body and for the engine with its answer.
         self.waited_on_others_s = 0.0
         self.first_byte_at: float | None = None

@@ -14,11 +14,14 @@ from corral import errors
 from corral.catalogue import Catalogue, Model
 from corral.drivers import clock
 from corral.drivers.http_client import HttpClient
+from corral.drivers.http_server import Exchange
 from corral.fleet import Fleet
 from corral.formats.status import StatusDocument
+from corral.handlers import visitor
 from corral.handlers.call import Call
 from corral.handlers.passage import Passage
 from corral.handlers.record import Recorder
+from corral.handlers.visitor import Visitor
 from corral.metrics import Metrics
 from corral.policy import authentication, rate_limit
 from corral.policy.authentication import KeyRing, Principal
@@ -46,9 +49,11 @@ class Gate:
     dropped_log_lines: Callable[[], int]
     limiter: RateLimiter = field(default_factory=RateLimiter)
     started_at: float = field(default_factory=clock.monotonic)
+    # Requests for tokens whose bodies are still on their way: somebody is at it, but no model knows yet.
+    arriving: int = 0
     passage: Passage = field(init=False)
-    # Principals by the words of a request's head, and the ring by which they were found.
-    _recognised: dict[bytes, Principal] = field(default_factory=dict)
+    # Visitors by the words of a request's head, and the ring by which they were found.
+    _recognised: dict[bytes, Visitor] = field(default_factory=dict)
     _recognised_by: KeyRing | None = None
 
     def __post_init__(self) -> None:
@@ -61,19 +66,26 @@ class Gate:
         A browser's EventSource can't send headers, so a stream may be asked for with `?api_key=`. Nothing
         else may: a URL ends up in histories and in the logs of proxies.
         """
-        head = call.exchange.head
-        principal = self._recognised.get(head.words)
-        if principal is not None and self._recognised_by is self.keys:
-            call.key_id = principal.key_id
-            return principal
         principal = self._identify(call, key_in_query)
         call.key_id = principal.key_id
-        # The same words mean the same key, and the same ring knows the same principal, unless he expires.
-        if head.words and principal.expires is None and not key_in_query:
-            if self._recognised_by is not self.keys or len(self._recognised) >= RECOGNISED_MAX:
-                self._recognised, self._recognised_by = {}, self.keys
-            self._recognised[head.words] = principal
         return principal
+
+    def recognise(self, call: Call) -> Visitor:
+        """Who is asking, and how. Raises InvalidApiKey."""
+        head = call.exchange.head
+        known = self._recognised.get(head.words)
+        if known is not None and self._recognised_by is self.keys:
+            call.key_id = known.principal.key_id
+            return known
+        found = visitor.read(head, self.authenticate(call))
+        # The same words mean the same key, and the same ring knows the same principal, unless it expires.
+        if head.words and found.principal.expires is None and found.fault is None:
+            if self._recognised_by is not self.keys:
+                self._recognised, self._recognised_by = {}, self.keys
+            if len(self._recognised) >= RECOGNISED_MAX:
+                del self._recognised[next(iter(self._recognised))]
+            self._recognised[head.words] = found
+        return found
 
     def _identify(self, call: Call, key_in_query: bool) -> Principal:
         access = self.settings.access
@@ -86,9 +98,17 @@ class Gate:
     def admit(self, call: Call, principal: Principal) -> None:
         """Count one request against the key's window. Raises RateLimitExceeded."""
         admission = self.limiter.admit(principal, call.exchange.client, call.exchange.received_at)
-        call.extra_headers += rate_limit.headers(admission)
+        call.lines += rate_limit.lines(admission)
         if not admission.allowed:
             raise rate_limit.refusal(admission)
+
+    async def receive(self, exchange: Exchange) -> bytes:
+        """The body of a request for tokens that is not here yet."""
+        self.arriving += 1
+        try:
+            return await exchange.body()
+        finally:
+            self.arriving -= 1
 
     def choose_model(self, name: str | None, principal: Principal) -> Model:
         """The model that a request means, if the principal may use it."""

@@ -22,12 +22,13 @@ from corral.formats.status import ModelState
 from corral.handlers.call import Call
 from corral.handlers.gate import Gate
 from corral.handlers.replies import JSON_TYPE
+from corral.handlers.visitor import Visitor
 from corral.handlers.wishes import charge, read_wish
 from corral.policy.scheduler import NOTHING, Wish
 
 log = logging.getLogger("corral.inference")
 
-# The engine's own errors are small; a larger one is cut off rather than held in memory.
+# The engine's own errors are small; a larger one is not held in memory, but answered with one of ours.
 ERROR_BODY_MAX_BYTES = 256 * 1024
 # A request that was there at so many deaths of its model's process is not given to a third one.
 DEATHS_MAX = 2
@@ -42,22 +43,26 @@ LOADED_OR_LOADING = frozenset({ModelState.STARTING, ModelState.LOADING, ModelSta
 async def infer(gate: Gate, call: Call) -> None:
     call.is_inference = True
     exchange = call.exchange
-    principal = gate.authenticate(call)
-    gate.admit(call, principal)
+    visitor = gate.recognise(call)
+    gate.admit(call, visitor.principal)
+    if visitor.fault is not None:
+        raise visitor.fault
+    limit_time(gate, call, visitor)
     body = exchange.whole_body()
     if body is None:
         asked_at = clock.monotonic()
-        body = await exchange.body()
+        body = await gate.receive(exchange)
         call.waited_on_others_s = clock.monotonic() - asked_at
     small = len(body) < json_outline.LARGE_BYTES
-    intent = read_intent(call, body if small else await outline_of(call, body))
-    model = gate.choose_model(intent.model, principal)
+    intent = read_intent(call, visitor, body if small else await outline_of(visitor, body))
+    model = gate.choose_model(intent.model, visitor.principal)
     call.model = model.name
     gate.recorder.active()
-    refuse_impossible(exchange.head.path, model)
-    refuse_to_load(gate, call, model)
-    wish = read_wish(call, principal, intent, len(body))
-    limit_time(gate, call, wish)
+    if not model.embedding:
+        refuse_embeddings(exchange.head.path, model)
+    if not visitor.may_load:
+        refuse_to_load(gate, model)
+    wish = read_wish(call, visitor, intent, len(body))
     asked_at = clock.monotonic()
     deaths = 0
     while True:
@@ -70,21 +75,23 @@ async def infer(gate: Gate, call: Call) -> None:
             deaths += lost.was_there
             if deaths == DEATHS_MAX:
                 raise
+        call.lost_s = clock.monotonic() - asked_at - call.queue_wait_s
         log.warning("request %s is sent again: %s died before it answered", call.request_id, model.name)
 
 
 async def serve(gate: Gate, call: Call, wish: Wish, asked_at: float, body: bytes) -> None:
     """Wait for a slot, and use it."""
-    place = gate.fleet.lease(wish, asked_at)
-    if call.wants_stream and call.exchange.head.path in STREAMS:
-        place.on_waiting = gate.settings.server.sse_ping_s, partial(say_queued, call)
-    async with place as lease:
-        call.queue_wait_s = lease.waited_s  # a second time: until it was let through for good
+    with gate.fleet.lease(wish, asked_at) as lease:
+        if lease.waits:
+            await wait_for_turn(gate, call, lease)
+        lease.open()
+        call.queue_wait_s = lease.waited_s - call.lost_s
         call.reached_model = True
         sent_at = clock.monotonic()
         try:
             await converse(gate, call, lease, body)
         except BackendGone as error:  # not a byte came, as when the process dies
+            lease.engine_goes_on = lease.engine_goes_on and error.was_sent
             if not await lease.engine_died():
                 raise
             lease.usage = NOTHING
@@ -97,6 +104,12 @@ async def serve(gate: Gate, call: Call, wish: Wish, asked_at: float, body: bytes
             call.waited_on_others_s += clock.monotonic() - sent_at
 
 
+async def wait_for_turn(gate: Gate, call: Call, lease: Lease) -> None:
+    if call.wants_stream and call.exchange.head.path in STREAMS:
+        lease.on_waiting = gate.settings.server.sse_ping_s, partial(say_queued, call)
+    await lease.granted()
+
+
 async def converse(gate: Gate, call: Call, lease: Lease, body: bytes) -> None:
     """Ask the engine, and pass its answer on."""
     head = call.exchange.head
@@ -105,13 +118,14 @@ async def converse(gate: Gate, call: Call, lease: Lease, body: bytes) -> None:
     answer = await gate.client.send(
         lease.address,
         head.method,
-        gate.passage.request_head(head, lease.address, call.request_id, len(body)),
+        gate.passage.request_head(head, lease.address, call.id_line, len(body)),
         body,
         silence_s=gate.settings.herd.request_timeout_s,
         on_silence=lease.on_silence,
     )
     try:
-        await pass_on(gate, call, answer)
+        if not passed_on_whole(gate, call, answer):
+            await pass_on(gate, call, answer)
         lease.engine_goes_on = False
     finally:
         answer.close()
@@ -126,14 +140,14 @@ def say_queued(call: Call, position: int) -> None:
     exchange = call.exchange
     if not exchange.started:
         exchange.is_event_stream = True
-        exchange.start(200, [*sse.HEADERS, *call.extra_headers])
+        exchange.start(200, sse.HEADERS, lines=call.lines)
     exchange.write(sse.comment(f"queued position={position}"), aside=True)
     exchange.flush()
 
 
-def refuse_impossible(path: str, model: Model) -> None:
+def refuse_embeddings(path: str, model: Model) -> None:
     """What can be known to fail need not load a model first."""
-    if path.endswith("/embeddings") and not model.embedding:
+    if path.endswith("/embeddings"):
         raise errors.InvalidRequest(
             f"The model {model.name!r} was not set up for embeddings. Choose one that is, "
             'or set "embedding": true in its params.',
@@ -141,11 +155,8 @@ def refuse_impossible(path: str, model: Model) -> None:
         )
 
 
-def refuse_to_load(gate: Gate, call: Call, model: Model) -> None:
+def refuse_to_load(gate: Gate, model: Model) -> None:
     """`X-Model-Load: never`: who would rather go elsewhere than wait for a load is told so."""
-    wish = call.exchange.head.fields.get(b"x-model-load")
-    if wish is None or wish.lower() != b"never":
-        return
     state = gate.fleet.state(model.name)
     if state not in LOADED_OR_LOADING:
         raise errors.ModelNotLoaded(
@@ -154,18 +165,17 @@ def refuse_to_load(gate: Gate, call: Call, model: Model) -> None:
         )
 
 
-def read_intent(call: Call, body: bytes) -> Intent:
+def read_intent(call: Call, visitor: Visitor, body: bytes) -> Intent:
     """Which model a request is for: its body says so, or, where it does not, its query."""
-    head = call.exchange.head
-    if head.method != "POST":
+    if call.exchange.head.method != "POST":
         return Intent(call.query("model"), False)
-    intent = openai.read_intent(body, head.header(b"content-type") or "")
+    intent = openai.read_intent(body, visitor.content_type)
     return intent if intent.model is not None else intent._replace(model=call.query("model"))
 
 
-async def outline_of(call: Call, body: bytes) -> bytes:
+async def outline_of(visitor: Visitor, body: bytes) -> bytes:
     """What has to be parsed of a large body, found while others have their turns too."""
-    if openai.is_form(call.exchange.head.header(b"content-type") or ""):
+    if openai.is_form(visitor.content_type):
         return body
     steps = json_outline.outline(body)
     while True:
@@ -177,11 +187,11 @@ async def outline_of(call: Call, body: bytes) -> bytes:
         await asyncio.sleep(0)
 
 
-def limit_time(gate: Gate, call: Call, wish: Wish) -> None:
+def limit_time(gate: Gate, call: Call, visitor: Visitor) -> None:
     """No request takes longer than the settings allow, or than its client is willing to wait."""
     allowed_s, why = gate.settings.herd.request_max_s, "'request_max_sec' allows"
-    if wish.timeout_s is not None and wish.timeout_s < allowed_s:
-        allowed_s, why = wish.timeout_s, "its X-Request-Timeout allows"
+    if visitor.timeout_s is not None and visitor.timeout_s < allowed_s:
+        allowed_s, why = visitor.timeout_s, "its X-Request-Timeout allows"
     call.exchange.expire(call.exchange.received_at + allowed_s, partial(too_long, call, allowed_s, why))
 
 
@@ -193,6 +203,20 @@ def too_long(call: Call, allowed_s: float, why: str) -> errors.CorralError:
     )
 
 
+def passed_on_whole(gate: Gate, call: Call, answer: Answer) -> bool:
+    """Pass on an answer that has come whole, as nearly every one that is no stream does."""
+    head = answer.head
+    if head.status >= 400 or call.exchange.started:
+        return False
+    call.first_byte_at = clock.monotonic()
+    body = None if is_event_stream(head) else answer.whole()
+    if body is None:
+        return False
+    lines = gate.passage.returned(head, is_event_stream=False)
+    call.exchange.respond(head.status, (), body, lines + call.lines + wait_line(call))
+    return True
+
+
 async def pass_on(gate: Gate, call: Call, answer: Answer) -> None:
     """The engine's answer, byte by byte as it comes; its errors in our envelope."""
     exchange, head = call.exchange, answer.head
@@ -200,21 +224,12 @@ async def pass_on(gate: Gate, call: Call, answer: Answer) -> None:
         body = await answer.body(ERROR_BODY_MAX_BYTES)
         if exchange.started:
             raise openai.upstream_error(head.status, body)
-        note_wait(call)
         answer_body = openai.upstream_error_body(head.status, body)
-        exchange.respond(head.status, [JSON_TYPE, *call.extra_headers], answer_body)
-        return
-    call.first_byte_at = clock.monotonic()
-    is_event_stream = head.fields.get(b"content-type", b"").lower().startswith(sse.CONTENT_TYPE)
-    whole = None if is_event_stream or exchange.started else answer.whole()
-    if whole is not None:
-        note_wait(call)
-        lines = gate.passage.returned(head, is_event_stream=False)
-        exchange.respond(head.status, call.extra_headers, whole, lines)
+        exchange.respond(head.status, [JSON_TYPE], answer_body, call.lines + wait_line(call))
         return
     if not exchange.started:
-        start_like(gate, call, head, is_event_stream)
-    elif not is_event_stream:
+        start_like(gate, call, head)
+    elif not is_event_stream(head):
         raise errors.UpstreamError("The engine answered a request for a stream with something else.")
     exchange.feed_from(answer)
     try:
@@ -224,17 +239,21 @@ async def pass_on(gate: Gate, call: Call, answer: Answer) -> None:
     exchange.finish()
 
 
-def start_like(gate: Gate, call: Call, head: http1.ResponseHead, is_event_stream: bool) -> None:
+def is_event_stream(head: http1.ResponseHead) -> bool:
+    return head.fields.get(b"content-type", b"").lower().startswith(sse.CONTENT_TYPE)
+
+
+def start_like(gate: Gate, call: Call, head: http1.ResponseHead) -> None:
     """Begin our answer as the engine began its own."""
-    note_wait(call)
-    exchange, own, length = call.exchange, call.extra_headers, head.content_length
-    if is_event_stream:
-        exchange.is_event_stream = True
-        own = [*own, *sse.UNBUFFERED]
+    exchange, length = call.exchange, head.content_length
+    own: tuple[tuple[bytes, bytes], ...] = ()
+    exchange.is_event_stream = is_event_stream(head)
+    if exchange.is_event_stream:
+        own = sse.UNBUFFERED
         length = None  # it may have to end with an error event of ours, which no length allows for
-    lines = gate.passage.returned(head, is_event_stream=is_event_stream)
-    exchange.start(head.status, own, length, lines)
+    lines = gate.passage.returned(head, is_event_stream=exchange.is_event_stream)
+    exchange.start(head.status, own, length, lines + call.lines + wait_line(call))
 
 
-def note_wait(call: Call) -> None:
-    call.extra_headers.append((b"x-queue-wait-ms", b"%d" % (call.queue_wait_s * 1000)))
+def wait_line(call: Call) -> bytes:
+    return b"x-queue-wait-ms: %d\r\n" % (call.queue_wait_s * 1000)

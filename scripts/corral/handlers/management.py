@@ -131,7 +131,7 @@ async def status_stream(gate: Gate, call: Call) -> None:
     """Every state as it comes, from all of them now to the end of the gateway."""
     exchange = call.exchange
     gate.authenticate(call, key_in_query=True)
-    exchange.start(200, [*sse.HEADERS, *call.extra_headers])
+    exchange.start(200, sse.HEADERS, lines=call.lines)
     exchange.is_event_stream = True
     if exchange.head.method != "HEAD":
         with gate.fleet.watch() as onlooker:

@@ -65,10 +65,10 @@ class Passage:
 
     def __init__(self, *, varies_by_origin: bool) -> None:
         self._not_returned = NOT_RETURNED | {b"vary"} if varies_by_origin else NOT_RETURNED
-        self._requests: dict[tuple[bytes, Address], tuple[bytes, bytes]] = {}
+        self._requests: dict[tuple[bytes, Address], bytes] = {}
         self._returned: dict[tuple[bytes, bool], bytes] = {}
 
-    def request_head(self, head: http1.RequestHead, address: Address, request_id: str, length: int) -> bytes:
+    def request_head(self, head: http1.RequestHead, address: Address, id_line: bytes, length: int) -> bytes:
         """A request's head as the engine gets it: the client's own, less what was for the gate."""
         key = (head.words, address)
         kept = self._requests.get(key)
@@ -77,8 +77,8 @@ class Passage:
             if head.words:
                 _keep(self._requests, key, kept)
         if not length and head.method != "POST":
-            return b"%b%b\r\n%b\r\n" % (kept[0], request_id.encode(), kept[1])
-        return b"%b%b\r\n%bcontent-length: %d\r\n\r\n" % (kept[0], request_id.encode(), kept[1], length)
+            return b"%b%b\r\n" % (kept, id_line)
+        return b"%b%bcontent-length: %d\r\n\r\n" % (kept, id_line, length)
 
     def returned(self, head: http1.ResponseHead, *, is_event_stream: bool) -> bytes:
         """The engine's headers as far as they go on to the client, as lines."""
@@ -103,19 +103,19 @@ class Passage:
 
 def _keep(kept: dict[K, V], key: K, value: V) -> None:
     if len(kept) >= KEPT_MAX:
-        kept.clear()
+        del kept[next(iter(kept))]
     kept[key] = value
 
 
-def _request_lines(head: http1.RequestHead, address: Address) -> tuple[bytes, bytes]:
-    """What stands before a request's id, and what stands between it and the length."""
+def _request_lines(head: http1.RequestHead, address: Address) -> bytes:
+    """What stands before a request's id and its length."""
     first = http1.request_head(head.method, upstream_target(head), [(b"host", str(address).encode())])
     forwarded = http1.header_lines(
         JSON_TYPE if pair == CURLS_FORM else pair
         for pair in http1.end_to_end(head.headers)
         if pair[0] not in NOT_FORWARDED
     )
-    return first.removesuffix(b"\r\n") + b"x-request-id: ", forwarded
+    return first.removesuffix(b"\r\n") + forwarded
 
 
 def upstream_target(head: http1.RequestHead) -> str:

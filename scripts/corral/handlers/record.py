@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from typing import NamedTuple
 
 from corral import errors
@@ -17,8 +18,10 @@ from corral.drivers import clock
 from corral.drivers.log_files import LogFile
 from corral.formats.priority import Priority
 from corral.handlers.call import Call
-from corral.metrics import UNKNOWN, Metrics
+from corral.metrics import SERIES_MAX, UNKNOWN, Counter, Histogram, Metrics
 from corral.settings import LogFormat
+
+log = logging.getLogger("corral.record")
 
 # What nginx writes for a client that left before its answer: no code of HTTP's own says it. One that
 # left in the middle has had its status, so the last column says it in both cases.
@@ -26,6 +29,7 @@ CLIENT_GONE_STATUS = 499
 CLIENT_GONE = "client_gone"
 
 
+SUCCESS = "success"
 PRIORITIES = {priority: priority.name.lower() for priority in Priority}
 
 
@@ -45,6 +49,18 @@ class Entry(NamedTuple):
     error: str | None = None
 
 
+class Series(NamedTuple):
+    """What is counted for one model, one key and one priority, asked for once."""
+
+    succeeded: Counter
+    duration_seconds: Histogram
+    queue_wait_seconds: Histogram
+    time_to_first_token_seconds: Histogram
+    time_per_output_token_seconds: Histogram
+    prompt_tokens: Counter
+    completion_tokens: Counter
+
+
 class Recorder:
     def __init__(self, access_log: LogFile, form: LogFormat, metrics: Metrics) -> None:
         self._access_log = access_log
@@ -52,13 +68,14 @@ class Recorder:
         self._metrics = metrics
         self._seconds = clock.PerSecond(clock.iso_second)
         self._over: list[Call] = []
+        self._series: dict[tuple[str, str, Priority], Series] = {}
         # When the last request for a model came or ended, for who measures idleness.
         self.last_activity_at = clock.monotonic()
+        self._published_at = self.last_activity_at
 
     def active(self) -> None:
         """A request for a model has come or ended: idleness begins anew."""
         self.last_activity_at = clock.monotonic()
-        self._metrics.last_activity_timestamp_seconds.set(clock.wall())
 
     def finished(self, call: Call) -> None:
         """A request is over, however it ended. It is written down when whoever is ready now is served."""
@@ -71,11 +88,19 @@ class Recorder:
         """Write down what is over."""
         over, self._over = self._over, []
         if over:
-            when = self._now()
-            self._access_log.write(b"".join([self._line(when, entry(call)) for call in over]))
+            when, lines = self._now(), []
             for call in over:
-                if call.is_inference:
-                    self._count(call)
+                try:
+                    lines.append(self._line(when, entry(call)))
+                    if call.is_inference:
+                        self._count(call)
+                except Exception:  # one request's fault must not cost the others their lines
+                    log.exception("request %s could not be recorded", call.request_id)
+            self._access_log.write(b"".join(lines))
+        if self.last_activity_at != self._published_at:
+            self._published_at = self.last_activity_at
+            ago_s = clock.monotonic() - self.last_activity_at
+            self._metrics.last_activity_timestamp_seconds.set(clock.wall() - ago_s)
 
     def refused(self, client: str, error: errors.CorralError) -> None:
         """Bytes that were no HTTP request, or a connection too many."""
@@ -89,34 +114,61 @@ class Recorder:
 
     def _count(self, call: Call) -> None:
         """The figures of a request for tokens. Probes and scrapes are no traffic and are not counted."""
-        metrics = self._metrics
-        model = call.model or UNKNOWN
-        received_at = call.exchange.received_at
-        duration_s = call.ended_at - received_at
-        metrics.requests.labels(model, outcome(call)).inc()
-        metrics.request_duration_seconds.labels(model).observe(duration_s)
-        if call.model:  # not for strangers: whoever scans the internet must not keep a machine awake
-            self.active()
-        if call.reached_model:
-            metrics.queue_wait_seconds.labels(model, PRIORITIES[call.priority]).observe(call.queue_wait_s)
-        elif call.error is not None:
-            metrics.rejections.labels(call.error.code, call.key_id).inc()
-        self._count_tokens(call, model)
-        if call.first_byte_at is not None:
-            metrics.time_to_first_token_seconds.labels(model).observe(call.first_byte_at - received_at)
-            own_s = duration_s - call.queue_wait_s - call.waited_on_others_s
-            metrics.overhead_seconds.observe(own_s if own_s > 0.0 else 0.0)
-
-    def _count_tokens(self, call: Call, model: str) -> None:
+        if not call.reached_model:
+            self._count_refused(call)
+            return
+        self.active()
+        where = call.model, call.key_id, call.priority
+        series = self._series.get(where) or self._begin(where)
+        received_at, ended_at = call.exchange.received_at, call.ended_at
+        result = outcome(call)
+        if result is SUCCESS:
+            series.succeeded.inc()
+        else:
+            self._metrics.requests.labels(call.model, result).inc()
+        series.duration_seconds.observe(ended_at - received_at)
+        series.queue_wait_seconds.observe(call.queue_wait_s)
         prompt, generated = call.tokens
         if prompt:
-            self._metrics.tokens.labels(model, call.key_id, "prompt").inc(prompt)
-        if not generated:
-            return
-        self._metrics.tokens.labels(model, call.key_id, "completion").inc(generated)
-        if call.exchange.is_event_stream and call.first_byte_at is not None and generated > 1:
-            seconds = call.ended_at - call.first_byte_at
-            self._metrics.time_per_output_token_seconds.labels(model).observe(seconds / (generated - 1))
+            series.prompt_tokens.inc(prompt)
+        if generated:
+            series.completion_tokens.inc(generated)
+        first_byte_at = call.first_byte_at
+        if first_byte_at is not None:
+            series.time_to_first_token_seconds.observe(first_byte_at - received_at)
+            own_s = ended_at - received_at - call.queue_wait_s - call.waited_on_others_s
+            self._metrics.overhead_seconds.observe(own_s if own_s > 0.0 else 0.0)
+            if generated and generated > 1 and call.exchange.is_event_stream:
+                each_s = (ended_at - first_byte_at) / (generated - 1)
+                series.time_per_output_token_seconds.observe(each_s)
+
+    def _count_refused(self, call: Call) -> None:
+        """It never came to a model, or not to one that there is."""
+        model = call.model or UNKNOWN
+        self._metrics.requests.labels(model, outcome(call)).inc()
+        self._metrics.request_duration_seconds.labels(model).observe(
+            call.ended_at - call.exchange.received_at
+        )
+        if call.model:  # not for strangers: whoever scans the internet must not keep a machine awake
+            self.active()
+        if call.error is not None:
+            self._metrics.rejections.labels(call.error.code, call.key_id).inc()
+
+    def _begin(self, where: tuple[str, str, Priority]) -> Series:
+        model, key_id, priority = where
+        metrics = self._metrics
+        if len(self._series) >= SERIES_MAX:
+            self._series.clear()
+        series = self._series[where] = Series(
+            metrics.requests.labels(model, SUCCESS),
+            metrics.request_duration_seconds.labels(model),
+            metrics.queue_wait_seconds.labels(model, PRIORITIES[priority]),
+            metrics.time_to_first_token_seconds.labels(model),
+            metrics.time_per_output_token_seconds.labels(model),
+            metrics.tokens.labels(model, key_id, "prompt"),
+            metrics.tokens.labels(model, key_id, "completion"),
+        )
+        return series
 
 
 def entry(call: Call) -> Entry:
@@ -146,7 +198,7 @@ def outcome(call: Call) -> str:
         return "cancelled"
     if call.error is not None and not call.reached_model:
         return "rejected"
-    return "success" if status_of(call) < 400 and call.error is None else "error"
+    return SUCCESS if status_of(call) < 400 and call.error is None else "error"
 
 
 def text_line(when: str, entry: Entry) -> bytes:

@@ -19,7 +19,7 @@ ERROR_EVENTS = {"/v1/messages": anthropic.error_event, "/v1/responses": openai.r
 
 
 def send_json(call: Call, document: Mapping[str, Any], status: int = 200) -> None:
-    call.exchange.respond(status, [JSON_TYPE, *call.extra_headers], openai.encode(document))
+    call.exchange.respond(status, [JSON_TYPE], openai.encode(document), call.lines)
 
 
 def send_error(call: Call, error: errors.CorralError) -> None:
@@ -28,7 +28,7 @@ def send_error(call: Call, error: errors.CorralError) -> None:
     exchange = call.exchange
     if not exchange.started:
         headers, body = error_page(error)
-        exchange.respond(error.status, [*headers, *call.extra_headers], body)
+        exchange.respond(error.status, headers, body, call.lines)
     elif not exchange.finished:
         if exchange.is_event_stream:
             event = ERROR_EVENTS.get(exchange.head.path, openai.error_event)(error)
@@ -80,8 +80,8 @@ def cors_headers(exchange: Exchange, allowed: tuple[str, ...]) -> Headers:
 def send_options(call: Call, methods: tuple[str, ...]) -> None:
     """The answer to OPTIONS, a preflight or not."""
     allow = ", ".join(methods).encode()
-    headers = [(b"allow", allow), *call.extra_headers]
-    if any(name == b"access-control-allow-origin" for name, _ in call.extra_headers):
+    headers = [(b"allow", allow)]
+    if b"\r\naccess-control-allow-origin: " in call.lines:
         asked = call.exchange.head.fields.get(
             b"access-control-request-headers", b"authorization, content-type"
         )
@@ -90,4 +90,4 @@ def send_options(call: Call, methods: tuple[str, ...]) -> None:
             (b"access-control-allow-headers", asked),
             (b"access-control-max-age", b"600"),
         ]
-    call.exchange.respond(204, headers)
+    call.exchange.respond(204, headers, lines=call.lines)

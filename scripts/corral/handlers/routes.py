@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from corral import errors
 from corral.catalogue import Catalogue
 from corral.drivers.http_server import ClientGone, Exchange
+from corral.formats import http1
 from corral.handlers import inference, management, models, planning, queue, replies, status
 from corral.handlers.call import Call
 from corral.handlers.gate import Gate
@@ -34,13 +35,9 @@ def post(handler: Handler) -> Route:
 # Whole paths first, then the longest prefix. Open without a key: what `status` answers.
 PATHS: dict[str, Route] = {
     "/": get(status.root),
-    "/ping": get(status.ping),
+    **{path: get(probe) for path, probe in status.PROBES.items()},
     "/health": get(status.health),
     "/metrics": get(status.metrics),
-    "/live": get(status.is_alive),
-    "/healthz": get(status.is_alive),
-    "/ready": get(status.is_ready),
-    "/readyz": get(status.is_ready),
     "/vram": get(planning.vram),
     "/v1/queue/stats": get(queue.stats),
     "/v1/models": get(models.list_models),
@@ -99,7 +96,7 @@ class Routes:
         try:
             cors = self._gate.settings.server.cors_origins
             if cors:
-                call.extra_headers += replies.cors_headers(exchange, cors)
+                call.lines += http1.header_lines(replies.cors_headers(exchange, cors))
             route = self._paths.get(exchange.head.path) or self._find(exchange.head.path)
             if exchange.head.method in route.methods:
                 await route.handler(self._gate, call)

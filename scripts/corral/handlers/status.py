@@ -3,34 +3,52 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
 
 from corral import errors
 from corral.drivers import clock, process_facts
 from corral.formats import prometheus_text
-from corral.formats.status import ModelState, body, ping_code, ready
+from corral.formats.status import ModelState, StatusDocument, body, ping_code, ready
 from corral.handlers.call import Call
 from corral.handlers.gate import Gate
 from corral.handlers.replies import JSON_TYPE, send_json
+
+
+class Teller(Protocol):
+    """Who knows what the status file says. The gate does, and before it whoever stands in its place."""
+
+    @property
+    def status(self) -> Callable[[], StatusDocument]: ...
 
 
 async def root(gate: Gate, call: Call) -> None:
     send_json(call, {"name": "corral", "version": gate.version})
 
 
-async def ping(gate: Gate, call: Call) -> None:
+async def ping(teller: Teller, call: Call) -> None:
     """For load balancers: the same codes as on the health port."""
-    call.exchange.respond(ping_code(gate.status()), call.extra_headers)
+    call.exchange.respond(ping_code(teller.status()), (), lines=call.lines)
 
 
-async def is_ready(gate: Gate, call: Call) -> None:
-    if ready(gate.status()):
+async def is_ready(teller: Teller, call: Call) -> None:
+    if ready(teller.status()):
         send_json(call, {"status": "ready"})
     else:
         send_json(call, {"status": "not ready"}, status=503)
 
 
-async def is_alive(_gate: Gate, call: Call) -> None:
+async def is_alive(_teller: Teller, call: Call) -> None:
     send_json(call, {"status": "ok"})
+
+
+PROBES: dict[str, Callable[[Teller, Call], Coroutine[Any, Any, None]]] = {
+    "/ping": ping,
+    "/live": is_alive,
+    "/healthz": is_alive,
+    "/ready": is_ready,
+    "/readyz": is_ready,
+}
 
 
 async def health(gate: Gate, call: Call) -> None:
@@ -73,8 +91,8 @@ async def metrics(gate: Gate, call: Call) -> None:
     accept = call.exchange.head.header(b"accept") or ""
     if "application/json" in accept:
         text = json.dumps(prometheus_text.to_json(families)).encode()
-        call.exchange.respond(200, [JSON_TYPE, *call.extra_headers], text)
+        call.exchange.respond(200, [JSON_TYPE], text, call.lines)
         return
     content_type = (b"content-type", prometheus_text.CONTENT_TYPE.encode())
     text = prometheus_text.render(families)
-    call.exchange.respond(200, [content_type, *call.extra_headers], text)
+    call.exchange.respond(200, [content_type], text, call.lines)

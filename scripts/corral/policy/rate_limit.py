@@ -25,11 +25,11 @@ ADDRESSES_MAX = 10_000
 # flood, and few, so that nobody's request pays for the flood.
 SWEEP_MAX = 2
 
-Headers = tuple[tuple[bytes, bytes], ...]
-
-_LIMIT = b"x-ratelimit-limit-requests"
-_REMAINING = b"x-ratelimit-remaining-requests"
-_RESET = b"x-ratelimit-reset-requests"
+_LINES = (
+    b"x-ratelimit-limit-requests: %d\r\n"
+    b"x-ratelimit-remaining-requests: %d\r\n"
+    b"x-ratelimit-reset-requests: %b\r\n"
+)
 _FULL_WINDOW = format_duration(WINDOW_S).encode("ascii")
 
 
@@ -138,14 +138,10 @@ def refusal(admission: Admission) -> RateLimitExceeded:
     return RateLimitExceeded(message, retry_after_s=admission.retry_after_s)
 
 
-def headers(admission: Admission) -> Headers:
-    """The headers that tell a client where it stands. Without a limit there is nothing to tell."""
+def lines(admission: Admission) -> bytes:
+    """The headers that tell a client where it stands, as lines. Without a limit there is nothing to tell."""
     if not admission.limit:
-        return ()
+        return b""
     # Right after an admission the full limit is a full window away: the usual case, and a constant.
     reset = _FULL_WINDOW if admission.allowed else format_duration(admission.reset_s).encode("ascii")
-    return (
-        (_LIMIT, b"%d" % admission.limit),
-        (_REMAINING, b"%d" % admission.remaining),
-        (_RESET, reset),
-    )
+    return _LINES % (admission.limit, admission.remaining, reset)

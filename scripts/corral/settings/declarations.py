@@ -85,7 +85,7 @@ _GATEWAY = (
     _row("paths.llama_server", "LLAMA_SERVER_PATH", "system.llama_server_path", PATH, None,
          "the llama-server to run; default the first found in PATH, in /app, in the cache of built engines"),
     _row("paths.runtime", "RUNTIME_DIR", "", PATH, None,
-         "the status file's directory, on a local disk; default corral-UID-INSTANCE_ID below "
+         "the status file's directory, on a local disk; default corral-UID-INSTANCE_ID-PORT below "
          "$XDG_RUNTIME_DIR or the temporary directory"),
     _row("instance_id", "INSTANCE_ID", "", FILE_NAME_PART, None,
          "tells the gateways that share a DATA_DIR apart; default the host name"),
@@ -230,7 +230,7 @@ _GATEWAY = (
     _row("single.flags", "EXTRA_ARGS", "", SHELL_WORDS, (),
          "more arguments for llama-server, quoted as in a shell"),
     _row("single.port", "PORT_BACKEND", "", PORT, 8080,
-         "the one llama-server's port"),
+         "the one llama-server's port, or the next above it if it is taken"),
 )
 
 _MODEL = (

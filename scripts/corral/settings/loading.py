@@ -106,7 +106,8 @@ def _settle_paths(given: Given, values: Values) -> None:
     if values["paths.models"] is None:
         values["paths.models"] = places.models_directory(data)
     if values["paths.runtime"] is None:
-        values["paths.runtime"] = places.runtime_directory(environ, values["instance_id"])
+        own = values["instance_id"], values["server.port"]
+        values["paths.runtime"] = places.runtime_directory(environ, *own)
     named = given.find(_ROWS["paths.llama_server"])
     values["paths.llama_server"] = (
         places.check_llama_server(named.value, named.where)

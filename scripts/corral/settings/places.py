@@ -52,13 +52,13 @@ def config_file(cwd: Path, data: Path) -> Path | None:
     return next((place for place in candidates if is_file(place)), None)
 
 
-def runtime_directory(environ: Mapping[str, str], instance_id: str) -> Path:
-    """Private to the user and the instance, and on memory or a local disk."""
+def runtime_directory(environ: Mapping[str, str], instance_id: str, port: int) -> Path:
+    """Of this user, this instance and its port alone, and on memory or a local disk."""
     per_user = environ.get("XDG_RUNTIME_DIR", "")
     # It is often set and not there: after `su`, or in a container.
     usable = os.path.isabs(per_user) and os.access(per_user, os.W_OK | os.X_OK)
     base = Path(per_user if usable else tempfile.gettempdir())
-    return base / f"corral-{os.getuid()}-{instance_id}"
+    return base / f"corral-{os.getuid()}-{instance_id}-{port}"
 
 
 def cache_directory(environ: Mapping[str, str]) -> Path:

@@ -12,9 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# Room for the herd's ports: port_start and this many in all, as far as port numbers go.
+# Room for the ports of llama-servers: the first and this many in all, as far as port numbers go.
 BACKEND_PORTS = 500
 PORT_MAX = 65_535
+
+
+def last_port(first: int) -> int:
+    return min(first + BACKEND_PORTS - 1, PORT_MAX)
 
 
 class LogFormat(enum.Enum):
@@ -111,7 +115,7 @@ class Herd:
     @property
     def port_end(self) -> int:
         """The last port of the herd's range."""
-        return min(self.port_start + BACKEND_PORTS - 1, PORT_MAX)
+        return last_port(self.port_start)
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,11 @@ class SingleModel:
 
     model: ModelSettings
     port: int
+
+    @property
+    def port_end(self) -> int:
+        """The last port that is tried, if those from `port` on are taken."""
+        return last_port(self.port)
 
 
 @dataclass(frozen=True)

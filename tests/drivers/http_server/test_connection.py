@@ -10,8 +10,10 @@ import pytest
 from corral import errors
 from corral.drivers.connections import Listener
 from corral.drivers.http_server import ClientGone, Exchange, HttpServer
+from corral.drivers.http_server.connection import Connection
+from corral.drivers.patrol import Patrol
 from corral.drivers.tasks import Bell
-from tests.drivers.serving import LIMITS, RawClient, serving
+from tests.drivers.serving import LIMITS, RawClient, error_page, serving
 from tests.waiting import eventually
 
 GET = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -502,27 +504,56 @@ def test_a_burst_whose_client_half_closes_is_answered_whole() -> None:
     asyncio.run(main())
 
 
-def test_a_client_that_resets_while_it_is_refused_disturbs_nobody(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def fail(_transport: object) -> None:
-        raise OSError("Transport endpoint is not connected")
+class ClosedOnce(asyncio.Transport):
+    """As asyncio's for TLS: closed a second time, it is of no use any more."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed = 0
+        self.sent = b""
+
+    def write(self, data: object) -> None:
+        assert isinstance(data, bytes)
+        self.sent += data
+
+    def close(self) -> None:
+        self.closed += 1
+
+    def abort(self) -> None:
+        pass
+
+    def is_closing(self) -> bool:
+        return self.closed > 0
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def get_write_buffer_size(self) -> int:
+        assert self.closed < 2
+        return len(self.sent)
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+
+@pytest.mark.parametrize("request_bytes", [GET, GET + b"Connection: close\r\n\r\n", b"nonsense\r\n\r\n"])
+def test_a_connection_is_closed_once_whatever_the_client_says_at_its_end(request_bytes: bytes) -> None:
     async def main() -> None:
-        async with serving(say_path, dataclasses.replace(LIMITS, header_timeout_s=0.02)) as (server, port):
-            slow = await RawClient.connect(port)
-            slow.send(b"GET")
-            monkeypatch.setattr(type(next(iter(server._connections)).transport), "write_eof", fail)
-            assert (await slow.answer())[0] == 408
-            slow.close()
-            await eventually_none(server)
-            # The patrol is still on its rounds.
-            silent = await RawClient.connect(port)
-            assert await silent.rest() == b""
-
-    async def eventually_none(server: HttpServer) -> None:
-        while server.connections:
-            await asyncio.sleep(0)
+        server = HttpServer(say_path, LIMITS, Patrol(), error_page)
+        connection, transport = Connection(server), ClosedOnce()
+        connection.connection_made(transport)
+        connection.data_received(request_bytes)
+        assert transport.sent
+        connection.eof_received()
+        connection.eof_received()
+        assert transport.closed == 1
+        connection.check(1e9)
+        connection.connection_lost(None)
 
     asyncio.run(main())
-    assert not caplog.records

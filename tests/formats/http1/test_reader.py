@@ -42,6 +42,75 @@ def streaming_reader() -> ResponseReader:
     return reader
 
 
+# At once ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_a_request_that_comes_whole_is_what_its_events_would_be_or_is_left_to_them(name: str) -> None:
+    data = REQUESTS[name]
+    [message] = read_requests([data]).messages
+    for sent in (data, data + b"G", data[:-1]):
+        reader = RequestReader(LIMITS)
+        told = reader.whole(sent)
+        if told is None:
+            assert reader.state is State.IDLE
+            assert reader.buffered_bytes == 0
+        else:
+            assert sent is data
+            assert told == (message.head, message.body)
+            assert reader.state is State.DONE
+            reader.start_next()
+            assert read_requests_of(reader, REQUESTS["get"]) == [b""]
+
+
+def test_the_usual_request_comes_at_once_when_its_words_are_known_and_only_then() -> None:
+    for name in ("length body", "get", "body that looks like a request"):
+        read_requests([REQUESTS[name]])
+        assert RequestReader(LIMITS).whole(REQUESTS[name]) is not None, name
+    unknown = b"GET /never-asked-for-before HTTP/1.1\r\nHost: h\r\n\r\n"
+    assert RequestReader(LIMITS).whole(unknown) is None
+    reader = RequestReader(LIMITS)
+    reader.feed(b"G")
+    assert reader.whole(REQUESTS["get"]) is None, "something has come before it"
+
+
+def read_requests_of(reader: RequestReader, data: bytes) -> list[bytes]:
+    """The bodies of what the reader makes of these bytes."""
+    reader.feed(data)
+    bodies = []
+    while (event := reader.next_event()) is not END:
+        assert event is not None
+        bodies.append(event.payload if isinstance(event, Data) else b"")
+    return bodies
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_an_answer_that_comes_whole_is_what_its_events_would_be_or_is_left_to_them(name: str) -> None:
+    method, data, eof = ANSWERS[name]
+    [message] = read_answers([data], [method], eof=eof).messages
+    for asked in (method, "HEAD"):
+        for sent in (data, data + b"H", data[:-1]):
+            reader = ResponseReader(LIMITS)
+            assert reader.whole(sent) is None, "nothing has been asked"
+            reader.expect(asked)
+            told = reader.whole(sent)
+            if told is None:
+                assert reader.state is State.IDLE
+                assert reader.buffered_bytes == 0
+            else:
+                assert (asked, sent) == (method, data)
+                assert told == (message.head, message.body)
+                assert reader.state is State.DONE
+
+
+def test_the_usual_answer_comes_at_once_when_its_words_are_known() -> None:
+    _, data, _ = ANSWERS["length body"]
+    read_answers([data])
+    reader = ResponseReader(LIMITS)
+    reader.expect("POST")
+    assert reader.whole(data) is not None
+
+
 # Any split --------------------------------------------------------------------------------------
 
 

@@ -17,9 +17,7 @@ def test_a_request_head_is_written() -> None:
 
 def test_an_answers_head_is_written() -> None:
     assert response_head(200, [(b"a", b"1"), (b"a", b"2")]) == b"HTTP/1.1 200 OK\r\na: 1\r\na: 2\r\n\r\n"
-    assert response_head(404, iter([(b"a", b"")]), version=(1, 0)) == (
-        b"HTTP/1.0 404 Not Found\r\na: \r\n\r\n"
-    )
+    assert response_head(404, lines=b"a: \r\n") == b"HTTP/1.1 404 Not Found\r\na: \r\n\r\n"
 
 
 def test_an_unknown_status_has_an_empty_phrase() -> None:

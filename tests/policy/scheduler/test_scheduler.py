@@ -40,7 +40,7 @@ def test_a_free_slot_is_granted_at_once() -> None:
     herd = scheduler()
     ready(herd, "a")
     ticket, actions = arrive(herd, "a", 1.0)
-    assert actions == [Grant(ticket)]
+    assert (actions, ticket.granted_at) == ([], 1.0)
     assert (herd.running("a"), herd.depth("a")) == (1, 0)
 
 
@@ -58,8 +58,8 @@ def test_requests_are_served_in_the_order_of_their_arrival() -> None:
 def test_a_model_runs_as_many_at_once_as_it_has_slots() -> None:
     herd = scheduler(a=ModelLimits(slots=2, pinned=False, queue_max=10))
     ready(herd, "a")
-    granted = [arrive(herd, "a", float(n))[1] for n in range(3)]
-    assert [len(actions) for actions in granted] == [1, 1, 0]
+    tickets = [arrive(herd, "a", float(n))[0] for n in range(3)]
+    assert [ticket.granted_at for ticket in tickets] == [0.0, 1.0, None]
 
 
 def test_who_leaves_the_queue_is_forgotten_and_frees_nothing() -> None:

@@ -15,12 +15,12 @@ TWO_SLOTS = ModelLimits(slots=2, pinned=False, queue_max=10)
 def test_a_key_runs_as_many_as_it_may_and_the_surplus_waits_while_others_are_served() -> None:
     herd = scheduler(a=TWO_SLOTS)
     ready(herd, "a")
-    first, granted = arrive(herd, "a", 1.0, key_id="k", max_parallel=1)
-    assert granted == [Grant(first)]
+    first, _ = arrive(herd, "a", 1.0, key_id="k", max_parallel=1)
+    assert first.granted_at == 1.0
     second, nothing = arrive(herd, "a", 2.0, key_id="k", max_parallel=1)
     assert (nothing, herd.depth("a")) == ([], 1)
-    other, granted = arrive(herd, "a", 3.0, key_id="other")
-    assert granted == [Grant(other)], "whoever may not run stands in nobody's way"
+    other, _ = arrive(herd, "a", 3.0, key_id="other")
+    assert other.granted_at == 3.0, "whoever may not run stands in nobody's way"
     assert herd.depart(other, 4.0) == []
     assert herd.depart(first, 5.0) == [Grant(second)]
 
@@ -71,8 +71,8 @@ def test_a_limit_that_was_raised_meanwhile_holds_for_what_came_since_too() -> No
     running, _ = arrive(herd, "a", 1.0, key_id="k", max_parallel=1)
     before, nothing = arrive(herd, "a", 1.0, key_id="k", max_parallel=1)
     assert nothing == []
-    since, granted = arrive(herd, "a", 2.0, key_id="k", max_parallel=2)
-    assert granted == [Grant(since)]
+    since, _ = arrive(herd, "a", 2.0, key_id="k", max_parallel=2)
+    assert since.granted_at == 2.0
     assert herd.depart(running, 3.0) == []
     assert herd.depart(since, 4.0) == [Grant(before)]
 
@@ -120,7 +120,7 @@ def test_a_key_keeps_waiting_as_many_as_it_may_on_all_models_together() -> None:
 def test_who_need_not_wait_is_refused_by_no_limit_of_waiting() -> None:
     herd = scheduler()
     ready(herd, "a")
-    assert arrive(herd, "a", 1.0, key_id="k", max_waiting=0)[1] != []
+    assert arrive(herd, "a", 1.0, key_id="k", max_waiting=0)[0].granted_at == 1.0
     with pytest.raises(errors.ConcurrencyLimitExceeded) as caught:
         arrive(herd, "a", 2.0, key_id="k", max_waiting=0)
     assert caught.value.retry_after_s == 1.0

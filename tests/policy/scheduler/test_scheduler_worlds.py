@@ -76,7 +76,12 @@ class World:
             prompt_tokens=self.luck.randint(0, 1000),
         )
         self.tickets.append(ticket)
-        self.carry_out(self.herd.arrive(ticket, self.now))
+        actions = self.herd.arrive(ticket, self.now)
+        if ticket.granted_at is not None:
+            assert not actions
+            assert self.states[ticket.model] is ModelState.READY
+            self.granted.add(ticket)
+        self.carry_out(actions)
 
     def leaves(self) -> None:
         live = [ticket for ticket in self.tickets if not ticket.released]

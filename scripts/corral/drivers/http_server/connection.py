@@ -12,7 +12,6 @@ where it waits, and lets go of what it holds.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import socket
@@ -70,7 +69,7 @@ class Server(Protocol):
     handler: Handler
     error_page: ErrorPage
     closing: bool
-    date: clock.PerSecond[bytes]
+    date_line: clock.PerSecond[bytes]
 
     @property
     def overfull(self) -> bool: ...
@@ -119,6 +118,10 @@ class Connection(asyncio.Protocol):
         if self._lingering:
             return
         reader = self.reader
+        if self._exchange is None and (whole := reader.whole(data)) is not None:
+            self._in_a_row = 0
+            self._begin(*whole)  # what nearly every request is
+            return
         was_idle = reader.idle
         reader.feed(data)
         if self._exchange is None:
@@ -198,8 +201,8 @@ class Connection(asyncio.Protocol):
     def closing(self) -> bool:
         return self.server.closing
 
-    def date(self) -> bytes:
-        return self.server.date.at(clock.wall())
+    def date_line(self) -> bytes:
+        return self.server.date_line.at(clock.wall())
 
     # One request after the other ---------------------------------------------------------------
 
@@ -226,16 +229,16 @@ class Connection(asyncio.Protocol):
             else:
                 self._read_on()
 
-    def _begin(self, head: http1.RequestHead) -> None:
+    def _begin(self, head: http1.RequestHead, body: bytes | None = None) -> None:
         self._deadline = math.inf
         self._had_request = True
         self._in_a_row += 1
-        exchange = self._exchange = Exchange(self, head)
+        exchange = self._exchange = Exchange(self, head, body)
         if self._one_too_many and self.server.overfull:
             exchange.close_after()
             self._ended(self._overfull())
             return
-        if exchange.body_done:
+        if exchange.body_done and body is None:
             self.reader.next_event()  # the END that follows a head without a body
         self._strand = Strand(self.server.handler(exchange), self._ended)
         self._strand.step()
@@ -290,24 +293,22 @@ class Connection(asyncio.Protocol):
         self._exchange = None
         reader = self.reader
         reader.start_next()
-        self._deadline = clock.monotonic() + self.server.limits.keepalive_timeout_s
-        if self.server.closing and reader.idle:
+        limits = self.server.limits
+        idle = reader.idle
+        self._deadline = clock.monotonic() + (limits.keepalive_timeout_s if idle else limits.header_timeout_s)
+        if self.server.closing and idle:
             self._linger(wait=False)
         elif not self._dispatching:
-            if self._reading and reader.idle and not self._eof:
+            if self._reading and idle and not self._eof:
                 return  # the usual case: the next request is still to come
             self._next_requests()
 
     def _refuse(self, error: errors.CorralError) -> None:
         """Answer what is no HTTP request, and close: nothing after it can be trusted (RFC 9112, 9.6)."""
         headers, body = self.server.error_page(error)
-        own = [
-            (b"date", self.server.date.at(clock.wall())),
-            (b"connection", b"close"),
-            (b"content-length", b"%d" % len(body)),
-        ]
+        own = [(b"connection", b"close"), (b"content-length", b"%d" % len(body))]
         self.server.on_refused(self.client, error)
-        self.transport.write(http1.response_head(error.status, [*own, *headers]) + body)
+        self.transport.write(http1.response_head(error.status, [*own, *headers], self.date_line()) + body)
         self._linger(wait=True)
 
     def _linger(self, wait: bool) -> None:
@@ -319,13 +320,14 @@ class Connection(asyncio.Protocol):
         self._deadline = clock.monotonic() + LINGER_S
         self._read_on()
         if self.transport.can_write_eof():
-            with contextlib.suppress(OSError):  # the client may have reset the connection just now
-                self.transport.write_eof()
+            self.transport.write_eof()
 
     def _close(self) -> None:
         """Close behind the last byte. A client that does not take it is waited for no longer than any."""
-        self._expect_progress()
-        self.transport.close()
+        self._lingering = True  # whatever it sends now comes too late
+        if not self.transport.is_closing():  # asyncio's transport for TLS does not bear it twice
+            self._expect_progress()
+            self.transport.close()
 
     def _expect_progress(self) -> None:
         self._unsent = self.transport.get_write_buffer_size()

@@ -8,14 +8,19 @@ pass through untouched.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from corral import errors
 from corral.drivers import clock
 from corral.formats import http1
 
-Headers = Iterable[tuple[bytes, bytes]]
+Headers = Sequence[tuple[bytes, bytes]]
+
+# A body up to this size is copied behind its head; with a larger one that would cost more than it saves.
+JOINED_MAX_BYTES = 16 * 1024
+# What is kept of an answer's end, and of its beginning, is read in pieces of about that size.
+PIECE_MAX_BYTES = 4096
 
 
 class Source(Protocol):
@@ -36,7 +41,7 @@ class Wire(Protocol):
     def body_max_bytes(self) -> int: ...
     @property
     def closing(self) -> bool: ...
-    def date(self) -> bytes: ...
+    def date_line(self) -> bytes: ...
     def send(self, data: bytes) -> None: ...
     def send_together(self, *pieces: bytes) -> None: ...
     def reset(self) -> None: ...
@@ -49,11 +54,13 @@ class Exchange:
 
     __slots__ = (
         "_before_last",
+        "_body",
         "_chunked",
         "_ends_with_connection",
         "_first",
         "_last",
         "_last_is_framed",
+        "_last_is_part",
         "_out",
         "_source",
         "_wire",
@@ -70,8 +77,10 @@ class Exchange:
         "status",
     )
 
-    def __init__(self, wire: Wire, head: http1.RequestHead) -> None:
+    def __init__(self, wire: Wire, head: http1.RequestHead, body: bytes | None = None) -> None:
+        """`body`: if the whole of it has come with the head."""
         self.head = head
+        self._body = body
         self.client = wire.client
         self.received_at = clock.monotonic()
         self.status = 0
@@ -84,13 +93,14 @@ class Exchange:
         self.closes = not head.keep_alive
         self._ends_with_connection = False
         self.finished = False
-        self.body_done = head.content_length in (None, 0) and not head.chunked
+        self.body_done = body is not None or (not head.content_length and not head.chunked)
         self._source: Source | None = None
         # Of the answer's body: who has written it may want to know how it began and ended.
         self._first = b""
         self._before_last = b""
         self._last = b""
         self._last_is_framed = False
+        self._last_is_part = False
         self.is_event_stream = False
 
     # The request's body ------------------------------------------------------------------------
@@ -101,7 +111,7 @@ class Exchange:
         if length is not None and length > self._wire.body_max_bytes:
             raise self._too_large(self._wire.body_max_bytes)
         if self.body_done:
-            return b""
+            return self._body or b""
         whole = self._wire.reader.whole_body()
         self.body_done = whole is not None
         return whole
@@ -145,13 +155,16 @@ class Exchange:
     def respond(self, status: int, headers: Headers, body: bytes = b"", lines: bytes = b"") -> None:
         """A complete answer in one write. `lines` are more headers, as http1.header_lines gives them."""
         if status >= 200 and status not in (204, 304):
-            headers = [*headers, (b"content-length", b"%d" % len(body))]
+            lines += b"content-length: %d\r\n" % len(body)
         head = self._head(status, headers, lines)
         self.finished = True
         if body and self.head.method != "HEAD":
             self._first = self._last = body
             self.bytes_sent += len(body)
-            self._wire.send_together(head, body)
+            if len(body) <= JOINED_MAX_BYTES:
+                self._wire.send(head + body)
+            else:
+                self._wire.send_together(head, body)
         else:
             self._wire.send(head)
 
@@ -175,13 +188,13 @@ class Exchange:
         if self.status:
             raise RuntimeError("an answer was started twice")
         self.status = status
-        own = [(b"date", self._wire.date())]
+        lines = self._wire.date_line() + lines
         if self.closes or self._wire.closing or (not self.body_done and self._leaves_body()):
             self.closes = True
-            own.append((b"connection", b"close"))
+            lines += b"connection: close\r\n"
         elif self.head.version < (1, 1):
-            own.append((b"connection", b"keep-alive"))
-        return http1.response_head(status, [*own, *headers], lines=lines)
+            lines += b"connection: keep-alive\r\n"
+        return http1.response_head(status, headers, lines)
 
     def _leaves_body(self) -> bool:
         """Whether a part of the request's body is still to come, that nobody is going to read.
@@ -196,7 +209,7 @@ class Exchange:
         """A piece of the body, framed as this answer needs it. `aside`: it is no part of what is answered."""
         if payload and self.head.method != "HEAD":
             if not aside:
-                self._note(payload, is_framed=False)
+                self._note(payload, is_framed=False, is_part=True)
             self.bytes_sent += len(payload)
             self._out.append(http1.chunk(payload) if self._chunked else payload)
 
@@ -206,8 +219,11 @@ class Exchange:
             self._note(chunks.raw, is_framed=True)
             self.bytes_sent += len(chunks.raw)
             self._out.append(chunks.raw)
-        else:
-            self.write(chunks.payload())
+        elif self.head.method != "HEAD":
+            payload = chunks.payload()
+            self._note(payload, is_framed=False)
+            self.bytes_sent += len(payload)
+            self._out.append(payload)
 
     def pass_on(self, raw: bytes) -> None:
         """Whole plain chunks as they came, and at once: what nearly every token of a stream is."""
@@ -219,10 +235,15 @@ class Exchange:
             self.write_chunks(http1.Chunks(raw))
             self.flush()
 
-    def _note(self, piece: bytes, *, is_framed: bool) -> None:
+    def _note(self, piece: bytes, *, is_framed: bool, is_part: bool = False) -> None:
+        """Remember how the body began and ends. Parts that follow each other are one piece, up to a size."""
         if not self._first:
             self._first = piece
-        self._before_last, self._last, self._last_is_framed = self._last, piece, is_framed
+        elif is_part and self._last_is_part and len(self._last) < PIECE_MAX_BYTES:
+            self._last += piece
+            return
+        self._before_last, self._last = self._last, piece
+        self._last_is_framed, self._last_is_part = is_framed, is_part
 
     def flush(self) -> None:
         out = self._out

@@ -43,7 +43,7 @@ class HttpServer:
         self.limits = limits
         self.error_page = error_page
         self.on_refused = on_refused
-        self.date = clock.PerSecond(clock.http_date)
+        self.date_line = clock.PerSecond(lambda second: b"date: %b\r\n" % clock.http_date(second))
         self.closing = False
         self._patrol = patrol
         self._connections: set[Connection] = set()

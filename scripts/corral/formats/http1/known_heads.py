@@ -12,6 +12,7 @@ and costs the others a reading now and then.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
@@ -46,9 +47,9 @@ class KnownHeads(Generic[H]):
         self._limits = limits
         self._known: dict[bytes, _Known[H]] = {}
 
-    def recall(self, text: bytes) -> H | None:
+    def recall(self, data: bytes, start: int = 0, end: int = sys.maxsize) -> H | None:
         """The head that these bytes are, if the same was read before."""
-        words, digits = _taken_apart(text)
+        words, digits = _taken_apart(data, start, end)
         known = self._known.get(words)
         if known is None:
             return None
@@ -59,11 +60,11 @@ class KnownHeads(Generic[H]):
     def read(self, text: bytes) -> H:
         """The head that these bytes are, as its parser gives it. Raises what is wrong with it."""
         head = self._parse(text, 0, len(text), self._limits)
-        words, digits = _taken_apart(text)
+        words, digits = _taken_apart(text, 0, len(text))
         limit = min(HEAD_MAX_BYTES, self._limits.line_max_bytes - CONTENT_LENGTH_DIGITS_MAX)
         if len(text) <= limit and (not digits or _is_length(digits)):
             if len(self._known) >= HEADS_MAX:
-                self._known.clear()
+                del self._known[next(iter(self._known))]
             head = head._replace(words=words)
             self._known[words] = _Known(head, digits)
         return head
@@ -82,16 +83,16 @@ class KnownHeads(Generic[H]):
         return varied
 
 
-def _taken_apart(text: bytes) -> tuple[bytes, bytes]:
+def _taken_apart(data: bytes, start: int, end: int) -> tuple[bytes, bytes]:
     """A head's bytes without the digits of its length, and these."""
-    at = text.find(_SPELLINGS[0])
+    at = data.find(_SPELLINGS[0], start, end)
     if at < 0:
-        at = text.find(_SPELLINGS[1])
+        at = data.find(_SPELLINGS[1], start, end)
         if at < 0:
-            return text, b""
+            return data[start:end], b""
     at += _FIELD_BYTES
-    line_end = text.find(b"\r", at)
-    return text[:at] + text[line_end:], text[at:line_end]
+    line_end = data.find(b"\r", at)
+    return data[start:at] + data[line_end:end], data[at:line_end]
 
 
 def _is_length(digits: bytes) -> bool:

@@ -7,17 +7,18 @@ whatever its author likes behind it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from http import HTTPStatus
 from typing import Final
 
-from corral.formats.http1.events import Headers, Version
+from corral.formats.http1.events import Headers
 
 LAST_CHUNK: Final = b"0\r\n\r\n"
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-_VERSIONS: Final = {(1, 1): b"HTTP/1.1 ", (1, 0): b"HTTP/1.0 "}
-_STATUSES: Final = {status.value: f"{status.value} {status.phrase}".encode() for status in HTTPStatus}
+_STATUS_LINES: Final = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
+}
 
 # RFC 9110 7.6.1: fields that speak of one connection. The two about proxies carry credentials for the
 # hop that asked for them. Trailer goes with the trailers, which no reader hands out.
@@ -43,19 +44,21 @@ def request_head(method: str, target: str, headers: Iterable[tuple[bytes, bytes]
     return _lines([f"{method} {target} HTTP/1.1".encode("ascii"), *map(b": ".join, headers)]) + b"\r\n"
 
 
-def response_head(
-    status: int, headers: Iterable[tuple[bytes, bytes]], *, version: Version = (1, 1), lines: bytes = b""
-) -> bytes:
+def response_head(status: int, headers: Collection[tuple[bytes, bytes]] = (), lines: bytes = b"") -> bytes:
     """A status line, the headers and the empty line. ValueError if anything would break a line.
 
     `lines` are more headers, as `header_lines` gives them.
     """
-    known = _STATUSES.get(status)
-    if known is None:
+    first = _STATUS_LINES.get(status)
+    if first is None:
         if not 100 <= status <= 599:
             raise ValueError(f"{status} is no HTTP status")
-        known = b"%d " % status  # the phrase may be empty, the space before it may not (RFC 9112 4)
-    return _lines([_VERSIONS[version] + known, *map(b": ".join, headers)]) + lines + b"\r\n"
+        first = (
+            b"HTTP/1.1 %d \r\n" % status
+        )  # the phrase may be empty, the space before it may not (RFC 9112 4)
+    if headers:
+        lines += header_lines(headers)
+    return b"%b%b\r\n" % (first, lines)
 
 
 def header_lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:

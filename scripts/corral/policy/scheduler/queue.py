@@ -86,11 +86,11 @@ class Queue:
         self._counters: tuple[dict[str, float], ...] = tuple({} for _ in range(BOTTOM + 1))
         # The counter of whom was let through last, in each class: the lowest there was.
         self._floors = [0.0] * (BOTTOM + 1)
-        self._size = 0
+        self.size = 0  # how many wait
         self._stamp = 0
 
     def __len__(self) -> int:
-        return self._size
+        return self.size
 
     # Coming and going --------------------------------------------------------------------------
 
@@ -103,7 +103,7 @@ class Queue:
             line.is_held = held
         ticket.waits = True
         line.tickets[ticket] = None
-        self._size += 1
+        self.size += 1
         if len(line.tickets) == 1:
             self._lift(line.key_id, line.base)
             self._begin(line, min(now, ticket.arrived_at))
@@ -124,7 +124,7 @@ class Queue:
 
     def next(self, now: float) -> Ticket | None:
         """Whose turn it is, if anybody's."""
-        if not self._size:
+        if not self.size:
             return None
         self._age(now)
         for heap in self._heaps:
@@ -171,7 +171,7 @@ class Queue:
             self._retire(line)
         del line.tickets[ticket]
         ticket.waits = False
-        self._size -= 1
+        self.size -= 1
         if not line.tickets:
             line.turn = 0
             del self._lines[line.key_id, line.base]
@@ -185,9 +185,9 @@ class Queue:
 
     def settle(self, ticket: Ticket, tokens: float) -> None:
         """What it has really cost is known now."""
-        level, ticket.charged, correction = ticket.charged_to, tokens, tokens - ticket.charged
+        correction, ticket.charged = tokens - ticket.charged, tokens
         if correction:
-            self._add(ticket.key_id, level, correction)
+            self._add(ticket.key_id, ticket.charged_to, correction)
 
     def _add(self, key_id: str, level: int, tokens: float) -> None:
         self._write(key_id, level, self._counter(key_id, level) + tokens)
@@ -198,9 +198,11 @@ class Queue:
     def _write(self, key_id: str, level: int, count: float) -> None:
         counters = self._counters[level]
         counters[key_id] = count
-        if len(counters) > COUNTERS_MAX + 2 * len(self._lines):
+        if len(counters) > COUNTERS_MAX and len(counters) > COUNTERS_MAX + 2 * len(self._lines):
             self._forget(level)
-        for base in range(level, BOTTOM + 1) if self._lines else ():
+        if not self._lines:
+            return
+        for base in range(level, BOTTOM + 1):
             line = self._lines.get((key_id, base))
             if line is not None and line.entry is not None and line.level == level:
                 self._file(line)

@@ -19,7 +19,7 @@ from corral import errors
 from corral.formats.status import ModelState
 from corral.policy.lifecycle import RESIDENT
 from corral.policy.scheduler.actions import Action, Grant, Outlook, Refuse
-from corral.policy.scheduler.model import ModelLimits, ModelView, QueueStats
+from corral.policy.scheduler.model import READY, ModelLimits, ModelView, QueueStats
 from corral.policy.scheduler.places import Admission, Places
 from corral.policy.scheduler.queue import STALE_MAX
 from corral.policy.scheduler.switching import Terms
@@ -97,7 +97,10 @@ class Scheduler:
     # Facts about requests ----------------------------------------------------------------------
 
     def arrive(self, ticket: Ticket, now: float) -> list[Action]:
-        """A request came. Raises QueueFull or ConcurrencyLimitExceeded instead of queueing without bound."""
+        """A request came. Raises QueueFull or ConcurrencyLimitExceeded instead of queueing without bound.
+
+        One that needs not wait has its slot when this returns: its ticket says so, and nobody has to act.
+        """
         view = self._models[ticket.model]
         view.used_at = now
         view.arrived += 1
@@ -107,8 +110,10 @@ class Scheduler:
             key = self._keys[ticket.key_id] = Key()
         held = ticket.wish.is_over(key.running)
         # The common case in one step: nobody is before it, a slot is free.
-        if view.has_free_slot and not held and (not view.queue or view.queue.next(now) is None):
-            return [self._grant(view, ticket, now)]
+        if view.has_free_slot and not held and (not view.queue.size or view.queue.next(now) is None):
+            view.queue.pass_by(ticket, view.estimate(ticket))
+            self._let_run(view, key, ticket, now)
+            return []
         try:
             self._refuse_surplus(view, key, ticket, now)
         except errors.CorralError:
@@ -165,7 +170,10 @@ class Scheduler:
         key = self._keys[ticket.key_id]
         key.running -= 1
         freed = self._look_at_lines(ticket.key_id, key, now) if key.limited else ()
-        self._forget_if_gone(ticket.key_id, key)
+        if not key.running:
+            self._forget_if_gone(ticket.key_id, key)
+        if not freed and not view.queue.size and view.state is READY and not self._wanted:
+            return []  # the common case: nobody waits for anything
         return self._go_on([*freed, view], now)
 
     def abandon(self, ticket: Ticket, now: float) -> list[Action]:
@@ -201,7 +209,7 @@ class Scheduler:
     def model_is(self, model: str, state: ModelState, now: float) -> list[Action]:
         """A model went into another state."""
         view = self._models[model]
-        if state is ModelState.READY:
+        if state is READY:
             view.used_at = now  # the time that its load took is no time without use
         self._places.becomes(view, state, now)
         return self._go_on([view], now)
@@ -244,7 +252,7 @@ class Scheduler:
         for view in views:
             if view.state not in RESIDENT:
                 actions += self._places.make_loads(self.refuse_waiting, now, only_free_places=True)
-            elif view.state is ModelState.READY and not view.queue:
+            elif view.state is READY and not view.queue:
                 # While others wait for it, it keeps its place until the clock says otherwise.
                 actions += self._places.offer(view, self.refuse_waiting, now)
         return actions
@@ -254,17 +262,17 @@ class Scheduler:
 
     def _grant(self, view: ModelView, ticket: Ticket, now: float) -> Grant:
         key = self._keys[ticket.key_id]
-        if ticket.waits:
-            view.queue.let_through(ticket, view.estimate(ticket), now)
-            self._left_queue(view, key, ticket)
-        else:
-            view.queue.pass_by(ticket, view.estimate(ticket))
+        view.queue.let_through(ticket, view.estimate(ticket), now)
+        self._left_queue(view, key, ticket)
+        self._let_run(view, key, ticket, now)
+        return Grant(ticket)
+
+    def _let_run(self, view: ModelView, key: Key, ticket: Ticket, now: float) -> None:
         view.running.add(ticket)
         key.running += 1
         ticket.granted_at = now
         if key.limited:
             self._look_at_lines(ticket.key_id, key, now)
-        return Grant(ticket)
 
     def _look_at_lines(self, key_id: str, key: Key, now: float) -> list[ModelView]:
         """What a key has waiting competes only while it may run more. The models that may go on with it."""

@@ -1,0 +1,90 @@
+"""All connections to all backends: which is used for a request, and which is kept for the next."""
+
+from __future__ import annotations
+
+from corral.drivers.connections import connect
+from corral.drivers.http_client.answer import Answer
+from corral.drivers.http_client.connection import Address, BackendGone, ClientConnection, OnSilence
+from corral.drivers.patrol import Patrol
+
+IDLE_MAX_PER_ADDRESS = 64
+CONNECT_TIMEOUT_S = 5.0
+
+
+class HttpClient:
+    """All connections to all backends."""
+
+    def __init__(self, patrol: Patrol) -> None:
+        self._patrol = patrol
+        self._idle: dict[Address, list[ClientConnection]] = {}
+        self._open: dict[Address, set[ClientConnection]] = {}
+
+    async def send(
+        self,
+        address: Address,
+        method: str,
+        head: bytes,
+        body: bytes = b"",
+        *,
+        silence_s: float,
+        on_silence: OnSilence | None = None,
+    ) -> Answer:
+        """Send `head` and `body`, a whole request together, and return its answer once its head is here.
+
+        Raises BackendGone if no connection can be had or it closes unanswered, UpstreamError for an
+        answer that is not HTTP. After `silence_s` without a byte, and after as long again each time,
+        `on_silence` is asked; without one that is an UpstreamTimeout.
+        """
+        idle = self._idle.get(address)
+        was_kept = bool(idle)
+        connection = idle.pop() if idle else await self._connect(address)
+        while True:
+            try:
+                connection.ask(method, head, body, silence_s, on_silence)
+                while (answer := connection.answer()) is None:
+                    await connection.bell
+                return answer
+            except BaseException as error:
+                connection.abort()
+                if not (was_kept and isinstance(error, BackendGone)):
+                    raise
+            # It may have been closed long before. Once more, on a new one.
+            was_kept = False
+            try:
+                connection = await self._connect(address)
+            except BackendGone as gone:
+                gone.was_sent = True
+                raise
+
+    async def _connect(self, address: Address) -> ClientConnection:
+        connection = ClientConnection(self, address)
+        try:
+            await connect(address.host, address.port, lambda: connection, CONNECT_TIMEOUT_S)
+        except OSError as error:
+            gone = BackendGone(f"No connection to the backend at {address}: {error}.")
+            gone.was_sent = False
+            raise gone from error
+        return connection
+
+    def enter(self, connection: ClientConnection) -> None:
+        self._open.setdefault(connection.address, set()).add(connection)
+        self._patrol.join(connection)
+
+    def keep(self, connection: ClientConnection) -> None:
+        idle = self._idle.setdefault(connection.address, [])
+        if len(idle) < IDLE_MAX_PER_ADDRESS:
+            idle.append(connection)
+        else:
+            connection.abort()
+
+    def forget(self, connection: ClientConnection) -> None:
+        self._patrol.leave(connection)
+        for group in (self._idle.get(connection.address), self._open.get(connection.address)):
+            if group and connection in group:
+                group.remove(connection)
+
+    def close(self, address: Address) -> None:
+        """Cut every connection to a backend, busy ones too: what a llama-server needs before SIGTERM."""
+        self._idle.pop(address, None)
+        for connection in self._open.pop(address, set()):
+            connection.cut()
