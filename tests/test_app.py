@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import resource
 import shutil
 import signal
 import socket
@@ -268,15 +267,6 @@ def test_settings_that_cannot_be_stop_the_start_with_one_line(
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("corral: api.port in ")
     assert "many" in line
-
-
-def test_the_limit_of_descriptors_is_raised_as_far_as_we_may() -> None:
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        app_module.raise_descriptor_limit()
-        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_the_hardware_in_words() -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import resource
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ import corral
 from corral import errors, settings, welcome
 from corral.bulletin import Bulletin
 from corral.catalogue import Catalogue
-from corral.drivers import clock, fit_params, host_memory, tasks
+from corral.drivers import clock, descriptors, fit_params, host_memory, tasks
 from corral.drivers.event_loop import new_event_loop
 from corral.drivers.gpu_probe import GpuProbe, GpuReading
 from corral.drivers.http_client import HttpClient
@@ -241,7 +240,7 @@ class App:
         limits = ServerLimits(
             head=http1.Limits(headers_max=own.headers_max, line_max_bytes=own.header_line_max_bytes),
             body_max_bytes=own.body_max_bytes,
-            connections_max=own.connections_max,
+            connections_max=descriptors.connections_allowed(own.connections_max),
             header_timeout_s=own.header_timeout_s,
             body_timeout_s=own.body_timeout_s,
             write_timeout_s=own.write_timeout_s,
@@ -337,12 +336,6 @@ def hardware(gpus: Sequence[GpuReading]) -> str:
     return "no GPU found, CPU mode" + (f", {amount(memory.total_bytes)} of memory" if memory else "")
 
 
-def raise_descriptor_limit() -> None:
-    """10,000 connections need as many descriptors; the usual soft limit is 1,024."""
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 async def serve(config: Settings) -> int:
     app = App(config)
     try:
@@ -369,6 +362,6 @@ def main(config_path: Path | None = None) -> int:
     except errors.SettingsError as error:
         print(f"corral: {error}", file=sys.stderr)
         return 1
-    raise_descriptor_limit()
+    descriptors.raise_limit()
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(serve(config))

@@ -68,11 +68,11 @@ async def listening(
 ) -> AsyncIterator[tuple[list[Witness], int]]:
     made: list[Witness] = []
 
-    def another() -> Witness:
+    def take(connected: socket.socket) -> None:
         made.append(make())
-        return made[-1]
+        SocketTransport(asyncio.get_running_loop(), connected, made[-1])
 
-    [listener] = [Listener(each, another) for each in listen_sockets("127.0.0.1", 0)]
+    [listener] = [Listener(each, take) for each in listen_sockets("127.0.0.1", 0)]
     port = listener.socket.getsockname()[1]
     try:
         yield made, port

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, ClassVar
@@ -36,13 +37,16 @@ def error_page(error: errors.CorralError) -> tuple[list[tuple[bytes, bytes]], by
 
 @asynccontextmanager
 async def serving(
-    handler: Callable[[Exchange], Awaitable[None]], limits: ServerLimits = LIMITS, tick_s: float = 0.01
+    handler: Callable[[Exchange], Awaitable[None]],
+    limits: ServerLimits = LIMITS,
+    tick_s: float = 0.01,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[tuple[HttpServer, int]]:
     """A server that listens on a free port; gives the server and the port."""
     server = HttpServer(handler, limits, Patrol(tick_s), error_page)  # type: ignore[arg-type]
     sockets = listen_sockets("127.0.0.1", 0)
     port = sockets[0].getsockname()[1]
-    await server.listen(sockets)
+    await server.listen(sockets, tls)
     try:
         yield server, port
     finally:

@@ -62,6 +62,29 @@ def test_a_connection_that_nobody_answers_is_given_up(new_loop: NewLoop) -> None
     run(new_loop, work())
 
 
+def test_whom_nobody_takes_is_closed_and_the_next_is_taken(new_loop: NewLoop) -> None:
+    async def work() -> None:
+        [listening_socket] = listen_sockets("127.0.0.1", 0)
+        taken: list[socket.socket] = []
+
+        def take(connected: socket.socket) -> None:
+            taken.append(connected)
+            if len(taken) == 1:
+                raise OSError(errno.ENOTCONN, "gone before it was greeted")
+            assert not connected.getblocking()
+
+        listener = Listener(listening_socket, take)
+        address = listening_socket.getsockname()
+        with socket.create_connection(address, PATIENCE_S) as first:
+            with socket.create_connection(address, PATIENCE_S):
+                await eventually(lambda: len(taken) == 2, "both have come")
+            assert first.recv(1) == b""
+        taken[1].close()
+        listener.close()
+
+    run(new_loop, work())
+
+
 def test_a_listener_without_descriptors_pauses_and_goes_on(
     new_loop: NewLoop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -83,17 +106,12 @@ def test_a_listener_without_descriptors_pauses_and_goes_on(
 
     async def work() -> None:
         [real] = listen_sockets("127.0.0.1", 0)
-        made: list[Witness] = []
-
-        def another() -> Witness:
-            made.append(Witness())
-            return made[-1]
-
-        listener = Listener(real, another)
+        taken: list[socket.socket] = []
+        listener = Listener(real, taken.append)
         listener.socket = Exhausted(real)  # type: ignore[assignment]
         with socket.create_connection(real.getsockname(), PATIENCE_S):
-            await eventually(lambda: made, "it is taken after all")
-        await eventually(lambda: made[0].told[-1] == "lost", "it is over")
+            await eventually(lambda: taken, "it is taken after all")
+        taken[0].close()
         listener.close()
 
     run(new_loop, work())

@@ -22,14 +22,14 @@ EXHAUSTED_PAUSE_S = 1.0
 
 
 class Listener:
-    """Takes every connection that comes to a listening socket."""
+    """Gives every connection that comes to a listening socket to `take`, as a non-blocking socket."""
 
-    def __init__(self, listening: socket.socket, make_protocol: Callable[[], asyncio.Protocol]) -> None:
+    def __init__(self, listening: socket.socket, take: Callable[[socket.socket], object]) -> None:
         self._loop = asyncio.get_running_loop()
         self._watcher = watcher_of(self._loop)
         self.socket = listening
         self._fd = listening.fileno()
-        self._make_protocol = make_protocol
+        self._take = take
         self._watch()
 
     def _watch(self) -> None:
@@ -51,7 +51,7 @@ class Listener:
                 return
             connected.setblocking(False)
             try:
-                SocketTransport(self._loop, connected, self._make_protocol())
+                self._take(connected)
             except OSError:
                 connected.close()  # it has gone before it was greeted
 

@@ -1,18 +1,31 @@
-"""The listener: accepts connections, counts them, and winds them down."""
+"""The listener: accepts connections, counts them, and winds them down.
+
+Every connection is a descriptor, and a client costs nothing to be one more. So those that are too many are
+told so, when they ask something; and what comes on top of these is closed at once, lest connections that
+ask nothing take the descriptors that others need, of an engine's connection first of all.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 from collections.abc import Callable
+from functools import partial
 from socket import socket
 
 from corral import errors
 from corral.drivers import clock
 from corral.drivers.connections import Listener
 from corral.drivers.http_server.connection import Connection, ErrorPage, Handler, ServerLimits
-from corral.drivers.listening import BACKLOG
 from corral.drivers.patrol import Patrol
+from corral.drivers.socket_transport import SocketTransport
+from corral.drivers.tasks import Strand
+
+log = logging.getLogger("corral.connections")
+
+# How many are told that they are too many; never more than are served.
+TOLD_MAX = 256
 
 
 class HttpServer:
@@ -34,31 +47,56 @@ class HttpServer:
         self.closing = False
         self._patrol = patrol
         self._connections: set[Connection] = set()
-        self._listeners: list[Listener | asyncio.Server] = []
+        self._handshakes: set[Strand] = set()
+        self._held_max = limits.connections_max + min(TOLD_MAX, limits.connections_max)
+        self._is_full = False
+        self._listeners: list[Listener] = []
 
     async def listen(self, sockets: list[socket], tls: ssl.SSLContext | None = None) -> None:
         """Take connections from these sockets; with `tls` they speak HTTPS."""
-        for each in sockets:
-            self._listeners.append(
-                Listener(each, lambda: Connection(self)) if tls is None else await self._listen_tls(each, tls)
-            )
+        begin = self._begin if tls is None else partial(self._shake_hands, tls)
+        self._listeners += [Listener(each, partial(self._take, begin)) for each in sockets]
 
-    async def _listen_tls(self, listening: socket, tls: ssl.SSLContext) -> asyncio.Server:
-        """By asyncio's own means: between the socket and HTTP there is a handshake to be made."""
-        return await asyncio.get_running_loop().create_server(
+    def _take(self, begin: Callable[[socket], None], connected: socket) -> None:
+        if self.held < self._held_max:
+            begin(connected)
+            return
+        connected.close()
+        if not self._is_full:
+            self._is_full = True
+            log.warning("%d connections are open: others are closed as they come", self._held_max)
+
+    def _begin(self, connected: socket) -> None:
+        SocketTransport(asyncio.get_running_loop(), connected, Connection(self))
+
+    def _shake_hands(self, tls: ssl.SSLContext, connected: socket) -> None:
+        """By asyncio's own means, and counted: who is silent now holds a descriptor like any other."""
+        handshake = asyncio.get_running_loop().connect_accepted_socket(
             lambda: Connection(self),
-            sock=listening,
-            # asyncio calls listen() once more, and its own default would make the queue shorter again.
-            backlog=BACKLOG,
+            connected,
             ssl=tls,
             # A handshake comes before a request's head, and a goodbye after the last byte of an answer.
             ssl_handshake_timeout=self.limits.header_timeout_s,
             ssl_shutdown_timeout=self.limits.write_timeout_s,
         )
 
+        def shaken(error: BaseException | None) -> None:
+            self._handshakes.discard(strand)
+            if error is not None and not isinstance(error, OSError | asyncio.CancelledError):
+                log.error("a TLS handshake failed: %s", error, exc_info=error)
+
+        strand = Strand(handshake, shaken)
+        self._handshakes.add(strand)
+        strand.step()
+
     @property
     def connections(self) -> int:
         return len(self._connections)
+
+    @property
+    def held(self) -> int:
+        """Connections, and handshakes that may become one."""
+        return len(self._connections) + len(self._handshakes)
 
     @property
     def busy(self) -> bool:
@@ -75,6 +113,7 @@ class HttpServer:
 
     def leave(self, connection: Connection) -> None:
         self._connections.discard(connection)
+        self._is_full = self._is_full and self.overfull
         self._patrol.leave(connection)
 
     def wind_down(self) -> None:
@@ -87,6 +126,8 @@ class HttpServer:
         """Stop listening and cut what is left."""
         for listener in self._listeners:
             listener.close()
+        for handshake in tuple(self._handshakes):
+            handshake.throw(asyncio.CancelledError())
         for connection in tuple(self._connections):
             connection.abort()
         self._listeners.clear()
