@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from tests.bench.contestants import chat, request
 from tests.bench.results import Results, from_json, medians, ratio, to_json
 from tests.bench.table import OURS, ROWS, YARDSTICK
 from tests.waiting import wait_until
+
+WORK_NS = 20_000_000
 
 
 def results(**by_name: dict[str, float]) -> Results:
@@ -38,7 +42,6 @@ SOME = results(
 
 
 def test_what_the_kernel_says_is_read() -> None:
-    assert kernel.schedstat_ns("1234567 89 3\n") == 1234567
     status = "Name:\tx\nVmHWM:\t   900 kB\nVmRSS:\t   512 kB\nThreads:\t2\n"
     assert kernel.status_bytes(status, "VmRSS") == 512 * 1024
     with pytest.raises(ValueError, match="no VmSwap"):
@@ -54,6 +57,19 @@ def test_this_very_process_is_measured() -> None:
     wait_until(lambda: kernel.cpu_ns([me]) > before > 0, "the kernel has counted on")
     assert kernel.resident_bytes([me]) > 1 << 20
     assert "Linux" in kernel.machine()
+
+
+def test_the_time_of_a_thread_that_has_ended_counts() -> None:
+    def work() -> None:
+        until_ns = time.thread_time_ns() + WORK_NS
+        while time.thread_time_ns() < until_ns:
+            pass
+
+    before = kernel.cpu_ns([os.getpid()])
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert kernel.cpu_ns([os.getpid()]) - before >= WORK_NS
 
 
 def test_what_is_started_on_a_core_is_there_and_we_are_where_we_were() -> None:
