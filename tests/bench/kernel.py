@@ -74,6 +74,13 @@ def two_cores() -> tuple[int, int]:
     return cores[1], cores[0]
 
 
+def move(pids: Iterable[int], core: int) -> None:
+    """These processes run there from now on, with all their threads."""
+    for pid in pids:
+        for thread in (PROC / str(pid) / "task").iterdir():
+            os.sched_setaffinity(int(thread.name), {core})
+
+
 @contextmanager
 def on_core(core: int) -> Iterator[None]:
     """What is started within runs there, and so do all that it starts."""
