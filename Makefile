@@ -97,7 +97,7 @@ smoke: engine ## Start everything, chat once from outside, stop, and see that no
 
 .PHONY: bench
 bench: $(VENV)/.installed ## Measure what Corral costs beside nginx (QUICK=1, RIVALS=1, PUBLISH=1)
-	@$(if $(RIVALS),PYTHONPATH=scripts $(PY) -m tests.bench.others)
+	@$(if $(RIVALS),PYTHONPATH=scripts $(PY) -m tests.bench.install)
 	@PYTHONPATH=scripts $(PY) -m tests.bench \
 		$(if $(QUICK),--quick) $(if $(RIVALS),--rivals) $(if $(PUBLISH),--publish)
 

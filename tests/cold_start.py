@@ -14,7 +14,6 @@ import socket
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -22,11 +21,10 @@ from urllib.parse import urlsplit
 from corral import settings
 from corral.formats import demo_models
 from tests.support import ROOT, Corral, listens, open_request
+from tests.waiting import moments
 
 ENTRYPOINT = ROOT / "entrypoint.sh"
 ROUNDS = 5
-GIVE_UP_S = 60.0
-POLL_S = 0.001
 QUESTION = {"model": "demo", "stream": True, "messages": [{"role": "user", "content": "Hello!"}]}
 
 
@@ -50,7 +48,7 @@ def measure(engine: Path, *, preload: bool) -> Figures:
         corral = Corral(directory, engine, config=config, program=ENTRYPOINT)
         try:
             # Two processes: either may be the first.
-            health_port, listening = _moments(
+            health_port, listening = moments(
                 lambda: listens(corral.health_url), lambda: _takes_connections(corral.url)
             )
             headers = {"Authorization": f"Bearer {corral.key}"}
@@ -61,19 +59,6 @@ def measure(engine: Path, *, preload: bool) -> Figures:
         finally:
             corral.stop(signal.SIGTERM)
         return Figures(*((moment - began) * 1000 for moment in (health_port, listening, first_token)))
-
-
-def _moments(*facts: Callable[[], bool]) -> list[float]:
-    """When each of these has become true."""
-    deadline = time.monotonic() + GIVE_UP_S
-    moments: dict[Callable[[], bool], float] = {}
-    while len(moments) < len(facts):
-        assert time.monotonic() < deadline, f"not within {GIVE_UP_S:g} s"
-        for fact in facts:
-            if fact not in moments and fact():
-                moments[fact] = time.monotonic()
-        time.sleep(POLL_S)
-    return [moments[fact] for fact in facts]
 
 
 def _takes_connections(url: str) -> bool:

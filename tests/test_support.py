@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import StartCorral
 from tests.support import Corral, processes_naming
-from tests.waiting import wait_until
+from tests.waiting import moments, wait_until
 
 
 def instance(directory: Path, demo_files: Path, engine: Path, **environment: str) -> Corral:
@@ -44,3 +44,9 @@ def test_a_gateway_that_is_killed_takes_its_children_along(start_corral: StartCo
     corral = start_corral(config={"system": {"preload_models": ["*"]}})
     assert len(processes_naming(corral.directory)) == 4, "gateway, health server and two llama-servers"
     corral.kill()  # that they go is seen to at the end of every test
+
+
+def test_moments_are_in_the_order_of_the_facts_whichever_was_the_first() -> None:
+    later = iter([False, False, True])
+    second, first = moments(lambda: next(later), lambda: True)
+    assert first < second

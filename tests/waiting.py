@@ -8,6 +8,9 @@ from collections.abc import Callable
 
 DEADLINE_S = 15.0
 POLL_S = 0.005
+# For what is measured: programs that take seconds to start, moments that matter to the millisecond.
+LONG_DEADLINE_S = 60.0
+FINE_POLL_S = 0.0005
 
 
 def wait_until(fact: Callable[[], object], what: str, deadline_s: float = DEADLINE_S) -> None:
@@ -15,6 +18,19 @@ def wait_until(fact: Callable[[], object], what: str, deadline_s: float = DEADLI
     while not fact():
         assert time.monotonic() < deadline, f"not within {deadline_s:g} s: {what}"
         time.sleep(POLL_S)
+
+
+def moments(*facts: Callable[[], object]) -> list[float]:
+    """When each of these has become true: of what is started together, anything may be the first."""
+    deadline = time.monotonic() + LONG_DEADLINE_S
+    found: dict[Callable[[], object], float] = {}
+    while len(found) < len(facts):
+        assert time.monotonic() < deadline, f"not within {LONG_DEADLINE_S:g} s"
+        for fact in facts:
+            if fact not in found and fact():
+                found[fact] = time.monotonic()
+        time.sleep(FINE_POLL_S)
+    return [found[fact] for fact in facts]
 
 
 async def eventually(fact: Callable[[], object], what: str) -> None:

@@ -14,6 +14,7 @@ round by round, and a figure is the median of the rounds.
     kernel        what the kernel knows of a process; which cores there are
     contestants   nginx, Corral and a straight line, started ready to be measured
     others        rivals, where they are installed
+    install       gets them
     measure       one contestant, one figure
     results       figures by name, medians, ratios, JSON
     table, chart  the same for people

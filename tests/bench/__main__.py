@@ -25,7 +25,7 @@ from tests.bench.contestants import (
     nginx_binary,
 )
 from tests.bench.measure import Pace
-from tests.bench.results import Results, medians, to_json
+from tests.bench.results import Results, added_latency, medians, to_json
 from tests.bench.table import plain, table
 
 
@@ -42,17 +42,20 @@ def rounds(ring: Ring, contestants: list[Contestant], pace: Pace) -> dict[str, d
             target = stack.enter_context(each.start(ring))
             await_listening(target)
             first_answer(target)
+            kernel.move(target.engines, ring.load_core)
             targets.append((each, target))
         for number in range(pace.rounds):
             for each, target in targets:
                 if each is NOBODY and number:
                     continue  # it is there to show what the load takes, and is compared with nobody
+                if number >= measure.pace_for(each, pace).rounds:
+                    continue
                 say(f"round {number + 1} of {pace.rounds}: {each.name}")
-                found[each.name].append(measure.one_round(ring, target, pace))
+                found[each.name].append(measure.one_round(ring, each, target, pace))
         for each, target in targets:
             say(f"large bodies: {each.name}")
-            found[each.name].append(measure.large_bodies(ring, target))
-    return {name: medians(each) for name, each in found.items()}
+            found[each.name].append(measure.large_bodies(ring, each, target, pace))
+    return added_latency({name: medians(each) for name, each in found.items()}, NOBODY.name)
 
 
 def apart(ring: Ring, contestant: Contestant, pace: Pace) -> dict[str, float]:
@@ -60,30 +63,35 @@ def apart(ring: Ring, contestant: Contestant, pace: Pace) -> dict[str, float]:
     if contestant is NOBODY:
         return {}
     say(f"start and memory: {contestant.name}")
-    starts = medians(measure.start(ring, contestant) for _ in range(pace.starts))
+    starts = medians(
+        measure.start(ring, contestant) for _ in range(measure.pace_for(contestant, pace).starts)
+    )
     return starts | measure.memory(ring, contestant)
 
 
-def versions(with_rivals: bool) -> dict[str, str]:
+def versions(rivals: list[others.Rival]) -> dict[str, str]:
     nginx = subprocess.run([nginx_binary() or "nginx", "-v"], capture_output=True, text=True).stderr
-    return {
+    found = {
         "Corral": corral.__version__,
         "Python": platform.python_version(),
         "nginx": nginx.rpartition("/")[2].split()[0],
-        **(others.versions() if with_rivals else {}),
     }
+    for each in rivals:
+        found |= each.versions()
+    return found
 
 
 def run(pace: Pace, with_rivals: bool) -> Results:
     core, load_core = kernel.two_cores()
-    contestants = [NOBODY, NGINX, CORRAL, *(others.installed(say) if with_rivals else [])]
+    rivals = others.installed(say) if with_rivals else []
+    contestants = [NOBODY, NGINX, CORRAL, *(each.contestant for each in rivals)]
     with tempfile.TemporaryDirectory(prefix="corral-bench-") as directory:
         ring = Ring(programs.compiled(), core, load_core, Path(directory))
         by_name = rounds(ring, contestants, pace)
         for each in contestants:
             by_name[each.name] |= apart(ring, each, pace)
     today = datetime.now(UTC).date().isoformat()
-    return Results(kernel.machine(), versions(with_rivals), pace.rounds, today, by_name)
+    return Results(kernel.machine(), versions(rivals), pace.rounds, today, by_name)
 
 
 def main() -> None:

@@ -5,11 +5,14 @@ llama-server of its own behind it. nginx is a plain keep-alive proxy without a l
 can do. Corral is what it is by default, started by scripts/gateway.py, with a key that has a limit (one
 that is never reached), queue, metrics and access log; it starts its llama-server itself. Only the number
 of slots is not the default one: with one slot, a thousand streams would take turns.
+
+Who can't be measured in everything says in which parts, and what it lacks is missing from the table.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -18,6 +21,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from enum import Enum, auto
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,9 +30,13 @@ from corral.formats import demo_models
 from tests.bench import kernel
 from tests.bench.programs import Programs, launcher, listens, stand_in
 from tests.support import KEY, Corral, ask, free_port
+from tests.support import listens as answers
+from tests.waiting import moments
 
 MODEL = "bench"
-UP_TIMEOUT_S = 60.0
+FIRST_ANSWER_TIMEOUT_S = 10.0
+FIRST_ANSWER_POLL_S = 0.002
+STOP_TIMEOUT_S = 10.0
 SLOTS = 1100
 # As many as a key may have at most, so that the window is kept and never full.
 KEYS_FILE = f"bench:{KEY}:rpm=1000000\n"
@@ -80,6 +89,7 @@ class Target(NamedTuple):
     pid: int | None  # None: there is no proxy
     spawned_at: float
     engine: Path | None = None  # its own child, and none of it
+    health_url: str | None = None
 
     @property
     def pids(self) -> list[int]:
@@ -88,6 +98,13 @@ class Target(NamedTuple):
             return []
         return [pid for pid in kernel.family(self.pid) if not self._is_engine(pid)]
 
+    @property
+    def engines(self) -> list[int]:
+        """The processes that it has started to be asked by it."""
+        if self.pid is None:
+            return []
+        return [pid for pid in kernel.family(self.pid) if self._is_engine(pid)]
+
     def _is_engine(self, pid: int) -> bool:
         return self.engine is not None and kernel.command_of(pid).startswith(str(self.engine))
 
@@ -95,9 +112,29 @@ class Target(NamedTuple):
 Start = Callable[[Ring], AbstractContextManager[Target]]
 
 
+class Part(Enum):
+    """What there is to measure."""
+
+    MANY_CONNECTIONS = auto()
+    ONE_CONNECTION = auto()
+    FEW_STREAMS = auto()
+    MANY_STREAMS = auto()
+    REAL_ENGINE = auto()  # instead of all these, where no stand-in can be behind it
+    LARGE_BODIES = auto()
+    FIRST_ANSWER = auto()
+    STREAM_MEMORY = auto()
+
+
+ALL = frozenset(Part) - {Part.REAL_ENGINE}
+
+
 class Contestant(NamedTuple):
+    """`slow`: it needs so much longer for everything that it gets less to do, and more time for it."""
+
     name: str
     start: Start
+    parts: frozenset[Part] = ALL
+    slow: bool = False
 
 
 def request(document: dict[str, object]) -> bytes:
@@ -120,8 +157,10 @@ def chat(**more: object) -> dict[str, object]:
     return {"model": MODEL, "messages": messages, "temperature": 0.7, "max_tokens": 256, **more}
 
 
-def stream_request(chunks_per_s: float) -> bytes:
-    return request(chat(stream=True, n_predict=10**9, interval_us=round(1e6 / chunks_per_s)))
+def stream_request(chunks_per_s: float, seconds: float) -> bytes:
+    """A stream that ends by itself: not everybody stops reading the engine's when the client leaves."""
+    chunks = math.ceil(chunks_per_s * seconds)
+    return request(chat(stream=True, n_predict=chunks, interval_us=round(1e6 / chunks_per_s)))
 
 
 # Contestants --------------------------------------------------------------------------------------
@@ -150,7 +189,11 @@ def program(ring: Ring, port: int, command: list[str | Path], **environment: str
         raise
     finally:
         process.terminate()
-        process.wait()
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 @contextmanager
@@ -186,7 +229,7 @@ def corral(ring: Ring) -> Iterator[Target]:
         instance = Corral(directory, engine, config=config, keys=KEYS_FILE)
     try:
         port = int(instance.url.rpartition(":")[2])
-        yield Target(port, instance.pid, spawned_at, ring.programs.stand_in)
+        yield Target(port, instance.pid, spawned_at, ring.programs.stand_in, instance.health_url)
     finally:
         instance.finish()
 
@@ -199,20 +242,22 @@ CORRAL = Contestant("Corral", corral)
 # Ready to be measured -----------------------------------------------------------------------------
 
 
-def await_listening(target: Target) -> float:
-    """Wait until it takes connections; the seconds since its process was started."""
-    deadline = time.monotonic() + UP_TIMEOUT_S
-    while not listens(target.port):
-        if time.monotonic() > deadline:
-            raise SystemExit(f"a contestant does not listen after {UP_TIMEOUT_S:g} s")
-        time.sleep(0.0005)
-    return time.monotonic() - target.spawned_at
+def await_listening(target: Target) -> list[float]:
+    """Seconds from its start until it takes connections, and until its health port answers if it has one."""
+    facts = [partial(listens, target.port)]
+    if target.health_url is not None:
+        facts.append(partial(answers, target.health_url))
+    return [moment - target.spawned_at for moment in moments(*facts)]
 
 
 def first_answer(target: Target) -> float:
     """One answer from behind it, for which Corral loads its model; the seconds since it was started."""
+    url = f"http://127.0.0.1:{target.port}/v1/chat/completions"
     headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
-    answer = ask(f"http://127.0.0.1:{target.port}/v1/chat/completions", chat(), headers=headers)
+    deadline = time.monotonic() + FIRST_ANSWER_TIMEOUT_S
+    # llama-server's router listens for a moment before it is ready, and says so.
+    while (answer := ask(url, chat(), headers=headers)).status == 503 and time.monotonic() < deadline:
+        time.sleep(FIRST_ANSWER_POLL_S)
     if answer.status != 200:
         raise SystemExit(f"a contestant answers {answer.status}: {answer.body.decode(errors='replace')}")
     return time.monotonic() - target.spawned_at

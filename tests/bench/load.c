@@ -4,8 +4,9 @@
  *     load streams  PORT STREAMS     RAMP_S    SECONDS UNTIL < request
  *
  * Standard input is one whole HTTP request. `requests` sends it on each connection, and again as soon as
- * its answer is there. `streams` sends it once on each connection, all of them within RAMP_S, and reads;
- * a chunk carries the time at which it was sent: "@" and 19 digits (see stand_in.c).
+ * its answer is there, on a new connection if the server closes this one. `streams` sends it once on each
+ * connection, all of them within RAMP_S, and reads; a chunk carries the time at which it was sent: "@" and
+ * 19 digits (see stand_in.c).
  *
  * When it begins to count it writes the line "begin", and when it has counted for so long a line of JSON,
  * times in nanoseconds: its caller reads at both what the measured process has used. It leaves when
@@ -29,7 +30,7 @@
 
 typedef struct {
     int fd, digits; /* how many digits of a stamp were read; -1 outside of one */
-    int in_head, chunked, failed;
+    int in_head, chunked, closing, failed;
     long body_left; /* of an answer with a length */
     long asked_ns, stamp, first_byte;
     char head[4096];
@@ -123,7 +124,12 @@ static void answered(Connection *c) {
         answers++;
         add(&latencies, now_ns() - c->asked_ns);
     }
-    ask(c);
+    if (!c->closing) {
+        ask(c);
+        return;
+    }
+    close(c->fd);
+    connect_to(c);
 }
 
 /* Take what belongs to the head. How many bytes that were. */
@@ -143,6 +149,7 @@ static size_t read_head(Connection *c, const char *data, size_t size) {
             c->in_head = 0;
             char *length = strcasestr(c->head, "\r\ncontent-length:");
             c->chunked = length == NULL;
+            c->closing = strcasestr(c->head, "\r\nconnection: close") != NULL;
             c->body_left = length != NULL ? atol(length + 17) : 0;
             return i + 1;
         }

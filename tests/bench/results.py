@@ -34,6 +34,17 @@ def ratio(rounds: Iterable[tuple[Figures, Figures]], figure: str) -> float:
     return median(ours[figure] / yardstick[figure] for ours, yardstick in rounds)
 
 
+def added_latency(by_name: dict[str, dict[str, float]], no_proxy: str) -> dict[str, dict[str, float]]:
+    """How much later each one's answers come than without it, where that has not been measured itself."""
+    asked_s = by_name[no_proxy]["requests_1.p50_s"]
+    return {
+        name: {"requests_1.added_p50_s": figures["requests_1.p50_s"] - asked_s, **figures}
+        if "requests_1.p50_s" in figures and name != no_proxy
+        else figures
+        for name, figures in by_name.items()
+    }
+
+
 def to_json(results: Results) -> str:
     return json.dumps(results._asdict(), indent=2) + "\n"
 

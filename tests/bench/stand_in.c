@@ -180,9 +180,9 @@ static int respond(Connection *c) {
         if (strncmp(c->in, "POST ", 5) == 0) {
             char kept = body[body_size];
             body[body_size] = 0;
-            if (strstr(body, "\"stream\": true") != NULL)
-                stays = begin_stream(c, number_after(body, "\"n_predict\": ", 16),
-                                     number_after(body, "\"interval_us\": ", 1000));
+            if (strstr(body, "\"stream\":true") != NULL || strstr(body, "\"stream\": true") != NULL)
+                stays = begin_stream(c, number_after(body, "\"n_predict\":", 16),
+                                     number_after(body, "\"interval_us\":", 1000));
             else
                 stays = complete(c);
             body[body_size] = kept;

@@ -36,6 +36,7 @@ ROWS = (
     Row("requests_64.per_s", "requests, 64 connections", "/s"),
     Row("requests_1.p50_s", "latency, 1 connection, p50", "µs", "≤ 1.5 ×"),
     Row("requests_1.p99_s", "latency, 1 connection, p99", "µs"),
+    Row("requests_1.added_p50_s", "latency added, 1 connection, p50", "µs"),
     Row("requests_64.p50_s", "latency, 64 connections, p50", "ms"),
     Row("requests_64.p99_s", "latency, 64 connections, p99", "ms"),
     Row(f"streams_{FEW_STREAMS}.first_byte_p50_s", f"first byte, {FEW_STREAMS} streams, p50", "ms"),
@@ -55,6 +56,7 @@ ROWS = (
     ),
     Row("memory.stream_bytes", "memory of an open stream", "KiB", "≤ 8 KiB"),
     Row("start.resident_bytes", "memory at rest", "MiB", "≤ 40 MiB"),
+    Row("start.health_port_s", "start to health port", "ms"),
     Row("start.listening_s", "start to listening", "ms", "≤ 250 ms"),
     Row("start.first_answer_s", "start to first answer", "ms"),
 )

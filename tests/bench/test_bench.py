@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
 import xml.etree.ElementTree as ET
+from contextlib import AbstractContextManager
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from tests.bench import chart, gate, kernel, pages, table
-from tests.bench.contestants import chat, request
-from tests.bench.results import Results, from_json, medians, ratio, to_json
+from tests.bench import chart, gate, install, kernel, measure, others, pages, programs, table
+from tests.bench.contestants import ALL, MODEL, Contestant, Part, Ring, Target, chat, request
+from tests.bench.results import Results, added_latency, from_json, medians, ratio, to_json
 from tests.bench.table import OURS, ROWS, YARDSTICK
+from tests.support import KEY
 from tests.waiting import wait_until
+
+WORK_NS = 20_000_000
 
 
 def results(**by_name: dict[str, float]) -> Results:
@@ -38,7 +50,6 @@ SOME = results(
 
 
 def test_what_the_kernel_says_is_read() -> None:
-    assert kernel.schedstat_ns("1234567 89 3\n") == 1234567
     status = "Name:\tx\nVmHWM:\t   900 kB\nVmRSS:\t   512 kB\nThreads:\t2\n"
     assert kernel.status_bytes(status, "VmRSS") == 512 * 1024
     with pytest.raises(ValueError, match="no VmSwap"):
@@ -56,6 +67,27 @@ def test_this_very_process_is_measured() -> None:
     assert "Linux" in kernel.machine()
 
 
+def test_the_time_of_a_thread_that_has_ended_counts() -> None:
+    def work() -> None:
+        until_ns = time.thread_time_ns() + WORK_NS
+        while time.thread_time_ns() < until_ns:
+            pass
+
+    before = kernel.cpu_ns([os.getpid()])
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert kernel.cpu_ns([os.getpid()]) - before >= WORK_NS
+
+
+def test_a_process_is_moved_to_a_core() -> None:
+    core = min(os.sched_getaffinity(0))
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        kernel.move([process.pid], core)
+        assert os.sched_getaffinity(process.pid) == {core}
+    assert process.returncode == 0
+
+
 def test_what_is_started_on_a_core_is_there_and_we_are_where_we_were() -> None:
     before = os.sched_getaffinity(0)
     with kernel.on_core(min(before)):
@@ -70,6 +102,164 @@ def test_a_request_says_how_long_it_is() -> None:
     assert b'"stream": true' in body
 
 
+# Contestants --------------------------------------------------------------------------------------
+
+
+def nothing(ring: Ring) -> AbstractContextManager[Target]:
+    raise AssertionError("nobody is started by these tests")
+
+
+def test_a_proxy_and_the_engine_that_it_has_started_are_told_apart(tmp_path: Path) -> None:
+    engine = tmp_path / "engine"
+    engine.symlink_to(sys.executable)
+    starts_it = "import subprocess, sys; subprocess.run(sys.argv[1:])"
+    command = [sys.executable, "-c", starts_it, str(engine), "-c", "input()", "--port", "1234"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        target = Target(1, process.pid, 0.0, engine)
+        wait_until(lambda: target.engines, "the engine runs")
+        assert target.pids == [process.pid]
+        assert process.pid not in target.engines
+        assert measure.engine_of(target).port == 1234
+
+
+def test_what_is_slow_gets_less_to_do() -> None:
+    slow = measure.pace_for(Contestant("slow", nothing, slow=True), measure.FULL)
+    assert slow.rounds < measure.FULL.rounds
+    assert slow.chunks_per_s < measure.FULL.chunks_per_s
+    assert measure.pace_for(Contestant("quick", nothing), measure.FULL) == measure.FULL
+
+
+def test_only_the_parts_that_can_be_measured_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def measured(ring: Ring, target: Target, pace: measure.Pace, name: str) -> measure.Figures:
+        return {name: 1.0}
+
+    for part in measure.IN_TURN:
+        monkeypatch.setitem(measure.IN_TURN, part, partial(measured, name=part.name))
+    ring = Ring(programs.Programs(tmp_path, tmp_path), 0, 0, tmp_path)
+    target = Target(0, None, 0.0)
+    for parts in (ALL, ALL - {Part.MANY_STREAMS}, frozenset({Part.REAL_ENGINE})):
+        figures = measure.one_round(ring, Contestant("it", nothing, parts), target, measure.QUICK)
+        assert figures.keys() == {part.name for part in parts & measure.IN_TURN.keys()}
+    only = Contestant("it", nothing, frozenset({Part.REAL_ENGINE}))
+    assert measure.memory(ring, only) == {}
+    assert measure.large_bodies(ring, only, target, measure.QUICK) == {}
+
+
+# The programs -------------------------------------------------------------------------------------
+
+
+class Closes(BaseHTTPRequestHandler):
+    """Answers, and closes the connection."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(b"ok")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_the_load_goes_on_when_a_server_closes_after_each_answer() -> None:
+    core = min(os.sched_getaffinity(0))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Closes) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            load = programs.Load("requests", server.server_port, request(chat()), 2, 0.1, 0.3)
+            result = programs.run_load(programs.compiled(), core, load)
+        finally:
+            server.shutdown()
+            thread.join()
+    assert result["count"] > 2
+    assert result["errors"] == 0
+
+
+@pytest.mark.parametrize("separators", [(", ", ": "), (",", ":")], ids=["spaced", "compact"])
+def test_the_stand_in_reads_json_with_and_without_spaces(separators: tuple[str, str]) -> None:
+    body = json.dumps(chat(stream=True, n_predict=3, interval_us=100), separators=separators)
+    with programs.stand_in(programs.compiled(), min(os.sched_getaffinity(0))) as port:
+        asked = urllib.request.Request(f"http://127.0.0.1:{port}/v1/chat/completions", body.encode())
+        with urllib.request.urlopen(asked) as answer:
+            events = answer.read().split(b"\n\n")
+    assert len([event for event in events if b"@" in event]) == 3
+
+
+# Rivals -------------------------------------------------------------------------------------------
+
+
+def rival(name: str, *, is_here: bool) -> others.Rival:
+    return others.Rival(Contestant(name, nothing), lambda: is_here, lambda: {name: "1.0"})
+
+
+def test_who_is_not_installed_is_named_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, missing = rival("here", is_here=True), rival("missing", is_here=False)
+    monkeypatch.setattr(others, "EVERYBODY", (missing, here))
+    said: list[str] = []
+    assert others.installed(said.append) == [here]
+    assert said == ["without missing: it is not installed"]
+
+
+def test_names_of_rivals_are_their_own_and_their_environments_have_lists() -> None:
+    names = [each.contestant.name for each in others.EVERYBODY]
+    assert len({*names, "no proxy", YARDSTICK, OURS}) == len(names) + 3
+    assert all(path.is_file() for path in install.REQUIREMENTS.values())
+
+
+def test_litellm_is_told_of_one_model_and_the_key() -> None:
+    config = json.loads(others.litellm_config(1234))
+    (model,) = config["model_list"]
+    assert model["model_name"] == MODEL
+    assert model["litellm_params"]["api_base"] == "http://127.0.0.1:1234/v1"
+    assert config["general_settings"]["master_key"] == KEY
+
+
+def test_llama_swap_is_told_what_to_start(tmp_path: Path) -> None:
+    config = json.loads(others.llama_swap_config(tmp_path / "llama-server"))
+    assert config["models"][MODEL]["cmd"] == f"{tmp_path}/llama-server --port ${{PORT}} --alias {MODEL}"
+    assert config["models"][MODEL]["concurrencyLimit"] >= measure.MANY_STREAMS
+    assert config["apiKeys"] == [KEY]
+
+
+@pytest.fixture
+def go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where a `go` would be found, and a cache of one's own."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "go"
+
+
+def test_without_go_there_is_no_llama_swap(
+    go: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(go.parent))
+    install.install_llama_swap()
+    assert capsys.readouterr().err == "not built: llama-swap, for there is no Go here\n"
+
+
+def test_a_go_that_fails_is_one_line(go: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    go.write_text("#!/bin/sh\nprintf 'go: no such\\n\\tmodule\\n' >&2\nexit 1\n")
+    go.chmod(0o755)
+    install.install_llama_swap()
+    assert capsys.readouterr().err == "not built: llama-swap (go: no such module)\n"
+
+
+def test_go_builds_llama_swap_into_the_cache_and_says_which(go: Path) -> None:
+    go.write_text(
+        '#!/bin/sh\ncase $1 in install) mkdir -p "$GOBIN"; echo "$@" >"$GOBIN/llama-swap";;\n'
+        f"version) printf '%s: go1.26\\n\\tmod\\t{install.LLAMA_SWAP}\\tv1.2.3\\t\\n' $3;; esac\n"
+    )
+    go.chmod(0o755)
+    install.install_llama_swap()
+    assert install.llama_swap().read_text() == f"install {install.LLAMA_SWAP}@latest\n"
+    assert others.llama_swap_versions() == {"llama-swap": "v1.2.3"}
+
+
 # Results ------------------------------------------------------------------------------------------
 
 
@@ -81,6 +271,19 @@ def test_a_figure_is_the_median_of_the_rounds_that_have_it() -> None:
 def test_a_ratio_is_made_round_by_round() -> None:
     rounds = [({"a": 2.0}, {"a": 1.0}), ({"a": 30.0}, {"a": 10.0}), ({"a": 4.0}, {"a": 2.0})]
     assert ratio(rounds, "a") == 2.0
+
+
+def test_the_latency_added_is_that_over_no_proxy_unless_it_was_measured_itself() -> None:
+    by_name = {
+        "no proxy": {"requests_1.p50_s": 1.0},
+        "nginx": {"requests_1.p50_s": 4.0},
+        "router": {"requests_1.added_p50_s": 2.0},
+    }
+    added = added_latency(by_name, "no proxy")
+    assert added["nginx"] == {"requests_1.p50_s": 4.0, "requests_1.added_p50_s": 3.0}
+    assert {name: added[name] for name in ("no proxy", "router")} == {
+        name: by_name[name] for name in ("no proxy", "router")
+    }
 
 
 def test_results_come_back_from_json_as_they_were() -> None:
