@@ -92,6 +92,8 @@ class SocketTransport(asyncio.Transport):
                 self._watcher.arrived.append((self._take, data))
             else:
                 self._take(data)
+            if events == READABLE:
+                return
             if events & ~(READABLE | WRITABLE):
                 # An error or an end. What came before it is to be heard first: sending would only find out
                 # that nobody is there. As long as there is something to read, it is told again.

@@ -228,7 +228,11 @@ class Exchange:
     def pass_on(self, raw: bytes) -> None:
         """Whole plain chunks as they came, and at once: what nearly every token of a stream is."""
         if self._chunked and not self._out and self.head.method != "HEAD":
-            self._note(raw, is_framed=True)
+            # As `_note` does it, which would take a sixth of the time that a chunk takes in here.
+            if not self._first:
+                self._first = raw
+            self._before_last, self._last = self._last, raw
+            self._last_is_framed, self._last_is_part = True, False
             self.bytes_sent += len(raw)
             self._wire.send(raw)
         else:

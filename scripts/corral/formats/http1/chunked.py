@@ -20,7 +20,8 @@ EXTENSIONS_MAX_BYTES = 16384
 def plain_run(buffer: bytes, position: int) -> int:
     """Where the whole plain chunks that begin at `position` end. The last chunk is not one of them."""
     head_at = grammar.PLAIN_CHUNK_HEAD.match
-    while head := head_at(buffer, position):
+    length = len(buffer)
+    while position < length and (head := head_at(buffer, position)):
         size = int(head[1], 16)
         end = head.end() + size
         if size == 0 or not buffer.startswith(b"\r\n", end):
