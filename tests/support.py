@@ -161,11 +161,11 @@ class Corral:
         keys: str = KEYS_FILE,
         program: Path = GATEWAY,
         arguments: Sequence[str] = (),
+        python: Path = Path(sys.executable),
     ) -> None:
-        """`program` is run by this Python, or by itself if it is no Python."""
+        """`program` is run by `python`, or by itself if it is no Python."""
         self.directory = directory
-        python = [sys.executable] if program.suffix == ".py" else []
-        self._command = [*python, str(program), *arguments]
+        self._command = [*([str(python)] if program.suffix == ".py" else []), str(program), *arguments]
         self.data = directory / "data"
         self.key = KEY
         self._output = directory / "gateway.log"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import platform
 import subprocess
 import sys
 import tempfile
@@ -73,7 +72,7 @@ def versions(rivals: list[others.Rival]) -> dict[str, str]:
     nginx = subprocess.run([nginx_binary() or "nginx", "-v"], capture_output=True, text=True).stderr
     found = {
         "Corral": corral.__version__,
-        "Python": platform.python_version(),
+        "Python": f"{programs.python_version()} ({programs.python()})",
         "nginx": nginx.rpartition("/")[2].split()[0],
     }
     for each in rivals:

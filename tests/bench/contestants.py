@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from corral.formats import demo_models
 from tests.bench import kernel
-from tests.bench.programs import Programs, launcher, listens, stand_in
+from tests.bench.programs import Programs, launcher, listens, python, stand_in
 from tests.support import KEY, Corral, ask, free_port
 from tests.support import listens as answers
 from tests.waiting import moments
@@ -226,7 +226,7 @@ def corral(ring: Ring) -> Iterator[Target]:
     engine = launcher(ring.programs, ring.load_core, directory)
     with kernel.on_core(ring.core):
         spawned_at = time.monotonic()
-        instance = Corral(directory, engine, config=config, keys=KEYS_FILE)
+        instance = Corral(directory, engine, config=config, keys=KEYS_FILE, python=python())
     try:
         port = int(instance.url.rpartition(":")[2])
         yield Target(port, instance.pid, spawned_at, ring.programs.stand_in, instance.health_url)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.bench.programs import cache
+from tests.bench.programs import cache, python
 
 RIVALS = Path(__file__).resolve().parent / "rivals"
 # A list's name is its environment's.
@@ -53,10 +53,10 @@ def install() -> None:
 
 
 def _install_packages(environment: str, requirements: Path) -> None:
-    python = python_in(environment)
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", cache() / environment], check=True)
-    command: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    its_python = python_in(environment)
+    if not its_python.exists():
+        subprocess.run([python(), "-m", "venv", cache() / environment], check=True)
+    command: list[str | Path] = [its_python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     if subprocess.run([*command, "-r", requirements]).returncode:
         _say(f"not installed: what {requirements.name} lists (pip says why above)")
 

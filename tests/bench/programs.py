@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,10 @@ HERE = Path(__file__).resolve().parent
 COMPILE = ("-O2", "-Wall", "-Wextra", "-Werror")
 
 
+# What the image runs Corral by, and the fastest build that most machines have.
+DISTRIBUTIONS_PYTHON = Path("/usr/bin/python3")
+
+
 class Programs(NamedTuple):
     """Where the compiled programs are."""
 
@@ -32,6 +37,19 @@ class Programs(NamedTuple):
 def cache() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "corral" / "bench"
+
+
+def python() -> Path:
+    """The Python that contestants are run by: the distribution's, where it is new enough, else this one."""
+    question = "import sys; sys.exit(sys.version_info < (3, 11))"
+    theirs = DISTRIBUTIONS_PYTHON
+    new_enough = theirs.exists() and subprocess.run([theirs, "-c", question]).returncode == 0
+    return theirs if new_enough else Path(sys.executable)
+
+
+def python_version() -> str:
+    question = "import platform; print(platform.python_version())"
+    return subprocess.check_output([python(), "-c", question], text=True).strip()
 
 
 def compiled() -> Programs:

@@ -41,7 +41,7 @@ class Bell:
         waiter = self.waiter
         if waiter is not None:
             self.waiter = None
-            waiter._advance(None)
+            waiter.step()
 
     def ring_soon(self) -> None:
         """Ring from a fresh stack, in the event loop's next turn."""
@@ -64,10 +64,6 @@ class Strand:
         self._running = False
         self.done = False
 
-    def step(self) -> None:
-        """Run until the next wait, or to the end."""
-        self._advance(None)
-
     def throw(self, error: BaseException) -> None:
         """Raise `error` where the coroutine waits; if it is running just now, at its next wait."""
         if self.done:
@@ -76,9 +72,10 @@ class Strand:
             self._pending = error
             return
         self._detach()
-        self._advance(error)
+        self.step(error)
 
-    def _advance(self, error: BaseException | None) -> None:
+    def step(self, error: BaseException | None = None) -> None:
+        """Run until the next wait, or to the end; `error` is raised where it waits now."""
         self._running = True
         try:
             while True:

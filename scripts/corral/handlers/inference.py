@@ -58,13 +58,12 @@ async def infer(gate: Gate, call: Call) -> None:
     intent = read_intent(call, visitor, body if small else await outline_of(visitor, body))
     model = gate.choose_model(intent.model, visitor.principal)
     call.model = model.name
-    gate.recorder.active()
+    asked_at = gate.recorder.last_activity_at = clock.monotonic()
     if not model.embedding and exchange.head.path.endswith("/embeddings"):
         raise no_embeddings(model)  # what can be known to fail need not load a model first
     if not visitor.may_load:
         refuse_to_load(gate, model)
     wish = read_wish(call, visitor, intent, len(body))
-    asked_at = clock.monotonic()
     deaths = 0
     while True:
         try:

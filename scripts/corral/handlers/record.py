@@ -69,13 +69,9 @@ class Recorder:
         self._seconds = clock.PerSecond(clock.iso_second)
         self._over: list[Call] = []
         self._series: dict[tuple[str, str, Priority], Series] = {}
-        # When the last request for a model came or ended, for who measures idleness.
+        # When the last request for a model came or ended: idleness began anew.
         self.last_activity_at = clock.monotonic()
         self._published_at = self.last_activity_at
-
-    def active(self) -> None:
-        """A request for a model has come or ended: idleness begins anew."""
-        self.last_activity_at = clock.monotonic()
 
     def finished(self, call: Call) -> None:
         """A request is over, however it ended. It is written down when whoever is ready now is served."""
@@ -150,7 +146,7 @@ class Recorder:
             call.ended_at - call.exchange.received_at
         )
         if call.model:  # not for strangers: whoever scans the internet must not keep a machine awake
-            self.active()
+            self.last_activity_at = call.ended_at
         if call.error is not None:
             self._metrics.rejections.labels(call.error.code, call.key_id).inc()
 

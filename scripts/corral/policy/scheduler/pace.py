@@ -15,6 +15,9 @@ GENERATED_TOKENS_GUESS = 256.0
 SERVICE_S_GUESS = 1.0
 
 
+NEVER = -inf
+
+
 class Average:
     __slots__ = ("known", "value")
 
@@ -37,10 +40,10 @@ class Pace:
         self.service_s = Average(SERVICE_S_GUESS)
         self.generated_tokens = Average(GENERATED_TOKENS_GUESS)
         self._gap = Average(inf)
-        self._arrived_at = -inf
+        self._arrived_at = NEVER
 
     def arrived(self, now: float) -> None:
-        if self._arrived_at > -inf:
+        if self._arrived_at != NEVER:
             self._gap.learn(now - self._arrived_at)
         self._arrived_at = now
 
