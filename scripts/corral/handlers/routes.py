@@ -88,15 +88,15 @@ class Routes:
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
+        self._cors = gate.settings.server.cors_origins
         # On both ports the path that the operator chose for probes answers as /ping does, whatever it is.
         self._paths = PATHS | {gate.settings.server.health_check_path: get(status.ping)}
 
     async def handle(self, exchange: Exchange) -> None:
         call = Call(exchange)
         try:
-            cors = self._gate.settings.server.cors_origins
-            if cors:
-                call.lines += http1.header_lines(replies.cors_headers(exchange, cors))
+            if self._cors:
+                call.lines += http1.header_lines(replies.cors_headers(exchange, self._cors))
             route = self._paths.get(exchange.head.path) or self._find(exchange.head.path)
             if exchange.head.method in route.methods:
                 await route.handler(self._gate, call)
