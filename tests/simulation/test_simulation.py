@@ -21,7 +21,7 @@ FAULTS = (
     ("anything", Fault("low-goes-before-high", "queue",
      "        for heap in self._heaps:", "        for heap in reversed(self._heaps):")),
     ("feast", Fault("nobody-is-charged", "queue",
-     "self._counter(key_id, level) + tokens)", "self._counter(key_id, level))")),
+     "self._counter(ticket.key_id, level) + tokens)", "self._counter(ticket.key_id, level))")),
     ("feast", Fault("the-greediest-is-next", "queue",
      "rank = self._counter(", "rank = -self._counter(")),
     ("feast", Fault("credit-can-be-hoarded", "queue",

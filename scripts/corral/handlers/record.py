@@ -198,10 +198,10 @@ def outcome(call: Call) -> str:
 
 
 def text_line(when: str, entry: Entry) -> bytes:
+    key_id, method, path, status, model, duration_s, _waited_s, sent, client, request_id, error = entry
     return (
-        f"{when} | {entry.key_id} | {entry.method} {entry.path} | {entry.status} | {entry.model or '-'} | "
-        f"{entry.duration_s * 1000:.1f} ms | {entry.bytes_sent} B | {entry.client} | {entry.request_id} | "
-        f"{entry.error or '-'}\n"
+        f"{when} | {key_id} | {method} {path} | {status} | {model or '-'} | {duration_s * 1000:.1f} ms | "
+        f"{sent} B | {client} | {request_id} | {error or '-'}\n"
     ).encode()
 
 
