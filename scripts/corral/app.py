@@ -144,7 +144,6 @@ class App:
         vestibule = Vestibule(own.health_check_path, self.bulletin.document, self.recorder)
         self.server = self._build_server(vestibule)
         await self.server.listen(sockets, self._certificate.context if self._certificate else None)
-        self._ending.callback(self.recorder.flush)
         self._ending.push_async_callback(self.server.close)
         return vestibule
 
@@ -311,9 +310,11 @@ class App:
         self.fleet.refuse_waiting()
         self.server.wind_down()
         deadline = clock.monotonic() + self.settings.server.drain_timeout_s
-        while self.server.busy and not self._hurry and clock.monotonic() < deadline:
-            await asyncio.sleep(DRAIN_POLL_S)
-        await self.close()
+        try:
+            while self.server.busy and not self._hurry and clock.monotonic() < deadline:
+                await asyncio.sleep(DRAIN_POLL_S)
+        finally:
+            await self.close()
 
     def _drain_terms(self) -> tuple[int, float]:
         return self.fleet.queue.active, self.settings.server.drain_timeout_s
@@ -324,6 +325,7 @@ class App:
 
     def _end(self) -> None:
         self._ended = True
+        self.recorder.flush()  # this late, because a TLS connection takes a few turns to end
         log.info("stopped")
         self.logs.stop()
 
