@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -150,8 +151,10 @@ class App:
     def _see_what_must_be_there(self) -> None:
         """Raises SettingsError: a container started for a model that is not there should end, and say so."""
         own, single = self.settings.server, self.settings.single_model
-        if single is not None and not single.model.path.is_file():
+        if single is not None and not os.path.isfile(single.model.path):
             raise errors.SettingsError(f"FATAL: Model file not found: {single.model.path}")
+        if single is not None and not os.access(single.model.path, os.R_OK):
+            raise errors.SettingsError(f"FATAL: Model file can't be read by this user: {single.model.path}")
         if own.tls_cert_file is not None:
             self._certificate = Certificate(own.tls_cert_file, own.tls_key_file)
 

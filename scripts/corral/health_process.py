@@ -74,10 +74,10 @@ class HealthProcess:
             self._restart_after(f"the health server ended ({exited.result()}) and is started again")
 
     def _restart_after(self, trouble: str) -> None:
-        self._tell(logging.ERROR, trouble)
         lived_s = clock.monotonic() - self._started_at
         if lived_s >= lifecycle.GOOD_SPELL_S:
             self._told.clear()
+        self._tell(logging.ERROR, trouble)
         self._deaths = self._deaths.another(lived_s)
         asyncio.get_running_loop().call_later(self._deaths.pause_s(luck=0.0), self._restart)
 

@@ -10,6 +10,7 @@ import struct
 
 import pytest
 
+from corral.drivers.event_loop import READABLE, WRITABLE, watcher_of
 from corral.drivers.socket_transport import JOIN_MAX_BYTES
 from tests.drivers.peers import LOOPS, PATIENCE_S, NewLoop, Witness, listening, pair, read_all, run
 from tests.waiting import eventually
@@ -117,6 +118,31 @@ def test_what_came_before_the_peer_was_gone_is_given_to_the_protocol(new_loop: N
                 peer.close()  # with bytes unread: that is a reset
             await eventually(lambda: all(each.told[-1] == "lost" for each in made), "both are lost")
             assert [each.received for each in made] == [b"too much"] * 2
+
+    run(new_loop, work())
+
+
+def test_what_came_is_heard_before_sending_on_finds_out_that_nobody_is_there(new_loop: NewLoop) -> None:
+    """As when an engine has answered and gone, and two sockets are ready in one turn."""
+
+    async def work() -> None:
+        async with pair() as (ours, peer):
+            ours.transport.write(b"x" * 10_000_000)
+            watcher = watcher_of(asyncio.get_running_loop())
+            peer.send(b"too much")
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.close()
+            watcher.gathers = True
+            ours.transport._on_ready(READABLE | WRITABLE)
+            [(take, data)] = watcher.arrived
+            watcher.arrived.clear()
+            take(data)
+            watcher.gathers = False
+            [leave] = watcher.leaving
+            watcher.leaving.clear()
+            leave()
+            await eventually(lambda: ours.told[-1] == "lost", "it is over")
+            assert ours.received == b"too much"
 
     run(new_loop, work())
 

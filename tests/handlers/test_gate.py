@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import date
 
 import pytest
 
 from corral import errors
 from corral.formats.key_file import Role
+from corral.handlers.call import Call
 from corral.handlers.gate import Gate
 from corral.policy.authentication import Principal
 from tests.handlers.gatehouse import CHAT, KEY, Gatehouse, read_reply, request
@@ -39,6 +41,35 @@ def test_new_keys_are_in_force_with_the_next_request(house: Gatehouse) -> None:
     gate.keys = house.ring("bob:sk-bob-0123456789\n")
     with pytest.raises(errors.InvalidApiKey):
         gate.authenticate(call)
+
+
+def known_call() -> Call:
+    """A request in words that are known already, as the second one of a client is."""
+    for _ in range(2):
+        call, _wire = call_for(request("/v1/chat/completions", CHAT))
+    assert call.exchange.head.words
+    return call
+
+
+def test_a_key_that_is_taken_back_is_not_recognised_any_more(house: Gatehouse) -> None:
+    gate = house.build()
+    assert gate.recognise(known_call()) is gate.recognise(known_call())
+    gate.keys = house.ring("bob:sk-bob-0123456789\n")
+    with pytest.raises(errors.InvalidApiKey):
+        gate.recognise(known_call())
+
+
+def test_a_key_that_expires_is_not_recognised_the_day_after(
+    house: Gatehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.keys = f"alice:{KEY}:expires=2030-01-02\n"
+    gate = house.build()
+    monkeypatch.setattr("corral.drivers.clock.today", lambda: date(2030, 1, 2))
+    for _ in range(2):
+        assert gate.recognise(known_call()).principal.key_id == "alice"
+    monkeypatch.setattr("corral.drivers.clock.today", lambda: date(2030, 1, 3))
+    with pytest.raises(errors.InvalidApiKey, match="expired"):
+        gate.recognise(known_call())
 
 
 def test_a_key_in_the_query_counts_only_where_it_is_asked_for(house: Gatehouse) -> None:

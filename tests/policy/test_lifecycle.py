@@ -55,6 +55,7 @@ def test_only_a_reset_leaves_failed() -> None:
 
 def test_the_pause_doubles_from_one_second_up_to_a_minute() -> None:
     assert [Deaths(count).pause_s(0.0) for count in range(1, 9)] == [1, 2, 4, 8, 16, 32, 60, PAUSE_MAX_S]
+    assert Deaths(5_000).pause_s(0.0) == PAUSE_MAX_S
 
 
 def test_luck_lengthens_the_pause_a_little() -> None:

@@ -99,7 +99,12 @@ class SocketTransport(asyncio.Transport):
                 # that nobody is there. As long as there is something to read, it is told again.
                 return
         if events & ~READABLE and self._unsent and self._fd >= 0:
-            self._send_on()
+            if not self._watcher.gathers:
+                self._send_on()
+            elif not self._leaves:
+                # After what has come in this turn: should sending fail, that has been heard.
+                self._leaves = True
+                self._watcher.leaving.append(self._leave)
 
     def _take(self, data: bytes) -> None:
         if self._closing:

@@ -125,7 +125,12 @@ class Lease:
     def _say_later(self) -> tasks.Repeat:
         assert self.on_waiting is not None
         every_s, say = self.on_waiting
-        return tasks.Repeat(every_s, lambda: say(self._door.position(self.ticket)))
+
+        def say_if_it_waits() -> None:
+            if self.waits and self._error is None:  # else it is about to be woken
+                say(self._door.position(self.ticket))
+
+        return tasks.Repeat(every_s, say_if_it_waits)
 
     async def engine_died(self) -> bool:
         """Whether the process behind the slot has died. A socket breaks a moment before it is reaped."""

@@ -84,8 +84,8 @@ async def serve(gate: Gate, call: Call, wish: Wish, asked_at: float, body: bytes
     with gate.fleet.lease(wish, asked_at) as lease:
         if lease.waits:
             await wait_for_turn(gate, call, lease)
-        lease.open()
         call.queue_wait_s = lease.waited_s - call.lost_s
+        lease.open()
         call.reached_model = True
         sent_at = clock.monotonic()
         try:
@@ -204,9 +204,11 @@ def too_long(call: Call, allowed_s: float, why: str) -> errors.CorralError:
 def passed_on_whole(gate: Gate, call: Call, answer: Answer) -> bool:
     """Pass on an answer that has come whole, as nearly every one that is no stream does."""
     head = answer.head
-    if head.status >= 400 or call.exchange.started:
+    if head.status >= 400:
         return False
     call.first_byte_at = clock.monotonic()
+    if call.exchange.started:
+        return False
     returned = gate.passage.returned(head)
     body = None if returned.is_event_stream else answer.whole()
     if body is None:

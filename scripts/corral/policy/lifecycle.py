@@ -102,5 +102,5 @@ class Deaths:
 
     def pause_s(self, luck: float) -> float:
         """How long to wait before the next try. `luck` is a random number from 0 to 1."""
-        pause_s = min(PAUSE_MAX_S, PAUSE_FIRST_S * 2.0 ** (self.count - 1))
+        pause_s = min(PAUSE_MAX_S, PAUSE_FIRST_S * 2.0 ** min(self.count - 1, 32))
         return pause_s * (1.0 + JITTER * luck)
