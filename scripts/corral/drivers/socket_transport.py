@@ -20,7 +20,8 @@ from corral.drivers.event_loop import READABLE, WRITABLE, watcher_of
 log = logging.getLogger("corral.socket")
 
 RECEIVE_MAX_BYTES = 64 * 1024
-# Pieces that together are smaller are copied into one; larger ones are handed over one beside the other.
+# Pieces that together are smaller are copied into one, and so is a body behind its head; larger ones are
+# handed over one beside the other, which for small ones would cost more than it saves.
 JOIN_MAX_BYTES = 16 * 1024
 UNSENT_HIGH_BYTES = 64 * 1024
 # The kernel takes no more pieces at a time.

@@ -15,13 +15,12 @@ from typing import NamedTuple, Protocol
 from corral import errors
 from corral.drivers import clock, tasks
 from corral.drivers.http_client.answer import Answer, Sink
+from corral.drivers.socket_transport import JOIN_MAX_BYTES
 from corral.formats import http1
 
 # llama-server gives up an idle connection after 5 s; being first avoids the race.
 IDLE_MAX_S = 4.0
 UNREAD_MAX_BYTES = 256 * 1024
-# A body up to this size is copied behind its head; with a larger one that would cost more than it saves.
-JOINED_MAX_BYTES = 16 * 1024
 HEAD_LIMITS = http1.Limits(headers_max=128, line_max_bytes=16 * 1024)
 
 
@@ -144,7 +143,7 @@ class ClientConnection(asyncio.Protocol):
         self._silence_s, self._on_silence = silence_s, on_silence
         self._deadline = clock.monotonic() + silence_s
         self._reader.expect(method)
-        if len(body) <= JOINED_MAX_BYTES:
+        if len(body) <= JOIN_MAX_BYTES:
             self.transport.write(head + body)
         else:
             self.transport.writelines((head, body))

@@ -13,12 +13,11 @@ from typing import Protocol
 
 from corral import errors
 from corral.drivers import clock
+from corral.drivers.socket_transport import JOIN_MAX_BYTES
 from corral.formats import http1
 
 Headers = Sequence[tuple[bytes, bytes]]
 
-# A body up to this size is copied behind its head; with a larger one that would cost more than it saves.
-JOINED_MAX_BYTES = 16 * 1024
 # What is kept of an answer's end, and of its beginning, is read in pieces of about that size.
 PIECE_MAX_BYTES = 4096
 
@@ -161,7 +160,7 @@ class Exchange:
         if body and self.head.method != "HEAD":
             self._first = self._last = body
             self.bytes_sent += len(body)
-            if len(body) <= JOINED_MAX_BYTES:
+            if len(body) <= JOIN_MAX_BYTES:
                 self._wire.send(head + body)
             else:
                 self._wire.send_together(head, body)

@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from heapq import heapify, heappop, heappush
 
 from corral import errors
-from corral.formats.status import ModelState
+from corral.formats.status import READY, ModelState
 from corral.policy.lifecycle import RESIDENT
 from corral.policy.scheduler.actions import Action, Grant, Outlook, Refuse
-from corral.policy.scheduler.model import READY, ModelLimits, ModelView, QueueStats
+from corral.policy.scheduler.model import ModelLimits, ModelView, QueueStats
 from corral.policy.scheduler.places import Admission, Places
 from corral.policy.scheduler.queue import STALE_MAX
 from corral.policy.scheduler.switching import Terms
