@@ -17,6 +17,7 @@ for a single request, from its body (`"stand_in": {"tokens": 9}`); the later bea
     vram_mib          taken in steps while it loads, of the GPUs that it may see, by --tensor-split;
                       it dies as with out_of_memory if they have less
     ignore_sigterm    ignore it
+    one_host          take --host for one address, as older versions do
     tokens            length of an answer (5)                       token_delay_s    before each token
     headers_delay_s   before the head                               head_bytes       a head of that size
     status            answer with this error status                 garbage          answer no HTTP
@@ -216,6 +217,22 @@ def is_running(pid: str) -> bool:
         return False
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """At an address, or at a socket in the file system if that is what it ends like."""
+    try:
+        if not host.endswith(".sock"):
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            return socket.create_server((host, port), family=family, backlog=512)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(host)
+        listener.listen(512)
+        return listener
+    except OSError:
+        say(f"srv  start: couldn't bind HTTP server socket, hostname: {host}, port: {port}")
+        say("srv  llama_server: exiting due to HTTP server error")
+        sys.exit(1)
+
+
 class Server:
     """What all connections share."""
 
@@ -230,17 +247,11 @@ class Server:
         self.predicted = 0
         self._is_leaving = False
         self._gpus = GpuMemory(options["--tensor-split"], faults.get("vram_mib", 0))
-        self._host = options["--host"]
-        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        address = (self._host, int(options["--port"]))
-        try:
-            self._listener = socket.create_server(address, family=family, backlog=512)
-        except OSError:
-            say(f"srv  start: couldn't bind HTTP server socket, hostname: {self._host}, port: {address[1]}")
-            say("srv  llama_server: exiting due to HTTP server error")
-            sys.exit(1)
+        hosts = [options["--host"]] if faults.get("one_host") else options["--host"].split(",")
+        self._host = hosts[0]
+        self._listeners = [listen(host, int(options["--port"])) for host in hosts]
         # With --port 0 the kernel has chosen.
-        self.port: int = self._listener.getsockname()[1]
+        self.port: int = self._listeners[0].getsockname()[1]
 
     def load(self, is_faulty: bool) -> None:
         for step in range(1, LOAD_STEPS + 1):
@@ -256,6 +267,8 @@ class Server:
             self.is_ready = True
             say("srv  llama_server: model loaded")
             say(f"srv  llama_server: listening on http://{self._host}:{self.port}")
+            for listener in self._listeners[1:]:
+                say(f"srv  llama_server: listening on unix://{listener.getsockname()}")
 
     def _die_of_want(self) -> None:
         self.journal.write("out_of_memory")
@@ -265,9 +278,15 @@ class Server:
     def serve(self) -> None:
         if not self.faults.get("ignore_sigterm"):
             signal.signal(signal.SIGTERM, self._on_sigterm)
+        for listener in self._listeners[1:]:
+            threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+        self._accept(self._listeners[0])
+
+    def _accept(self, listener: socket.socket) -> None:
         while True:
-            client, _address = self._listener.accept()
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            client, _address = listener.accept()
+            if client.family != socket.AF_UNIX:
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             threading.Thread(target=Connection(self, client).run, daemon=True).start()
 
     def _on_sigterm(self, _number: int, _frame: object) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from corral.formats.engine_log import lost_its_port
+from corral.formats.engine_log import lost_its_port, refused_its_socket
 from tests.stand_in_launcher import read_events, write_launcher
 from tests.stand_in_nvml import NvmlWorld
 from tests.waiting import wait_until
@@ -324,6 +324,26 @@ def test_it_takes_its_part_of_each_gpu_that_it_may_see_and_dies_if_one_has_less(
         use = tmp_path / "use" / str(third.pid)
         wait_until(lambda: use.exists() and "750" in use.read_text(), "what the dead held is free")
         third.kill()
+
+
+def test_it_listens_at_a_socket_too_if_its_host_names_one(start: Start, tmp_path: Path) -> None:
+    path = str(tmp_path / "near.sock")
+    stand_in = start("--host", f"127.0.0.1,{path}")
+    assert stand_in.ask("GET", "/health")[0] == 200
+    with socket.socket(socket.AF_UNIX) as near:
+        near.connect(path)
+        near.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        assert near.recv(12) == b"HTTP/1.1 200"
+
+
+@pytest.mark.parametrize("faults", [{"one_host": True}, {}], ids=["an older one", "stale"])
+def test_a_socket_that_cannot_be_had_is_its_end(start: Start, tmp_path: Path, faults: dict[str, Any]) -> None:
+    path = str(tmp_path / "near.sock")
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(path)
+    stand_in = start("--host", f"127.0.0.1,{path}", listens=False, **faults)
+    _, words = stand_in.process.communicate(timeout=TIMEOUT_S)
+    assert (stand_in.process.returncode, refused_its_socket(words.decode().splitlines())) == (1, True)
 
 
 def test_a_port_that_is_taken_is_its_end(start: Start) -> None:

@@ -21,6 +21,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -235,7 +236,7 @@ static void meet(int listener) {
             continue;
         }
         int on = 1;
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on); /* in vain where it has no port */
         Connection *c = connections[fd] = calloc(1, sizeof *c);
         if (c == NULL)
             die("calloc");
@@ -275,6 +276,17 @@ static int wait_for_events(struct epoll_event *events) {
     return syscall(SYS_epoll_pwait2, poll_fd, events, EVENTS_MAX, until, NULL, 0); /* in nanoseconds */
 }
 
+static int listen_at(const char *path) {
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    if (strlen(path) >= sizeof address.sun_path)
+        die("--host");
+    strcpy(address.sun_path, path);
+    int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (bind(listener, (struct sockaddr *)&address, sizeof address) != 0 || listen(listener, 4096) != 0)
+        die("listen");
+    return listener;
+}
+
 static int listen_on(const char *host, int port) {
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port)};
     if (inet_pton(AF_INET, strcmp(host, "localhost") == 0 ? "127.0.0.1" : host, &address.sin_addr) != 1)
@@ -287,7 +299,7 @@ static int listen_on(const char *host, int port) {
 }
 
 int main(int argc, char **argv) {
-    const char *host = "127.0.0.1";
+    char *host = "127.0.0.1";
     int port = 8080;
     for (int i = 1; i + 1 < argc; i++) {
         if (strcmp(argv[i], "--host") == 0)
@@ -303,9 +315,16 @@ int main(int argc, char **argv) {
     setrlimit(RLIMIT_NOFILE, &files);
     prctl(PR_SET_TIMERSLACK, 1000UL); /* 1 µs: chunks leave one by one, not in the kernel's usual bunches */
     poll_fd = epoll_create1(EPOLL_CLOEXEC);
-    int listener = listen_on(host, port);
+    /* As llama-server takes it: an address, and with a comma a socket in the file system. */
+    char *path = strchr(host, ',');
+    if (path != NULL)
+        *path++ = 0;
+    int listener = listen_on(host, port), nearer = path != NULL ? listen_at(path) : -1;
     struct epoll_event wish = {.events = EPOLLIN, .data.fd = listener}, events[EVENTS_MAX];
     epoll_ctl(poll_fd, EPOLL_CTL_ADD, listener, &wish);
+    wish.data.fd = nearer;
+    if (nearer >= 0)
+        epoll_ctl(poll_fd, EPOLL_CTL_ADD, nearer, &wish);
     fprintf(stderr, "main: server is listening on http://%s:%d\n", host, port);
     for (;;) {
         int count = wait_for_events(events);
@@ -313,8 +332,8 @@ int main(int argc, char **argv) {
             die("epoll_pwait2");
         for (int i = 0; i < count; i++) {
             int fd = events[i].data.fd;
-            if (fd == listener) {
-                meet(listener);
+            if (fd == listener || fd == nearer) {
+                meet(fd);
                 continue;
             }
             Connection *c = connections[fd];

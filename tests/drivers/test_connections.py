@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +43,49 @@ def test_a_refused_connection_is_an_error_that_says_so(new_loop: NewLoop, free_p
         with pytest.raises(OSError, match="connect call failed") as caught:
             await connect("127.0.0.1", free_port, Witness, 5)
         assert caught.value.errno == errno.ECONNREFUSED
+
+    run(new_loop, work())
+
+
+def test_a_socket_in_the_file_system_is_tried_before_a_port(new_loop: NewLoop, tmp_path: Path) -> None:
+    path = str(tmp_path / "near.sock")
+
+    async def work() -> None:
+        async with listening() as (made, port):
+            with socket.socket(socket.AF_UNIX) as near:
+                near.bind(path)
+                near.listen(0)
+                near.setblocking(False)
+                ours = await connect("127.0.0.1", port, Witness, 5, path)
+                assert isinstance(ours, Witness)
+                peer, _address = near.accept()
+                ours.transport.write(b"hello")
+                assert await asyncio.get_running_loop().sock_recv(peer, 100) == b"hello"
+                peer.close()
+                await eventually(lambda: ours.told[-1] == "lost", "it has heard of the end")
+            assert not made
+
+    run(new_loop, work())
+
+
+def test_where_that_is_full_or_dead_or_not_there_a_port_serves(new_loop: NewLoop, tmp_path: Path) -> None:
+    full, dead = str(tmp_path / "full.sock"), str(tmp_path / "dead.sock")
+
+    async def work() -> None:
+        with contextlib.ExitStack() as open_still:
+            crowded = open_still.enter_context(socket.socket(socket.AF_UNIX))
+            crowded.bind(full)
+            crowded.listen(0)
+            for _ in range(2):
+                waiting = open_still.enter_context(socket.socket(socket.AF_UNIX))
+                waiting.setblocking(False)
+                waiting.connect_ex(full)
+            with socket.socket(socket.AF_UNIX) as killed:
+                killed.bind(dead)
+            async with listening() as (made, port):
+                for count, path in enumerate((full, dead, str(tmp_path / "none.sock")), 1):
+                    await connect("127.0.0.1", port, Witness, 5, path)
+                    await eventually(lambda count=count: len(made) == count, f"{path} is passed over")
 
     run(new_loop, work())
 

@@ -117,7 +117,8 @@ async def test_a_model_becomes_a_process_that_answers_and_goes_when_told(tmp_pat
     yard = Yard(tmp_path, load_s="0.1")
     async with yard.open() as engines:
         engine = await yard.start(engines)
-        assert engine.address == Address("127.0.0.1", yard.port)
+        near = yard.settings.paths.runtime / "engines" / f"{yard.port}.sock"
+        assert engine.address == Address("127.0.0.1", yard.port, str(near))
         assert is_running(engine.pid)
         assert engine.alive
         await tasks.outcome(engine.until_ready())
@@ -125,11 +126,13 @@ async def test_a_model_becomes_a_process_that_answers_and_goes_when_told(tmp_pat
         argv = read_events(yard.journal, "start")[0]["argv"]
         assert argv[argv.index("--port") + 1] == str(yard.port)
         assert argv[argv.index("--alias") + 1] == "demo"
+        assert near.is_socket()
         await tasks.outcome(engine.stop())
         assert (engine.alive, engine.stopped) == (False, True)
         assert await tasks.outcome(engine.until_exit()) == "exit code 0"
         assert not is_running(engine.pid)
         assert engine.log_tail(1)[0].startswith("srv  llama_server: listening on")
+        assert not near.exists()
     first, *rest = yard.log_text().splitlines()
     assert first.startswith(f"[corral] {tmp_path}/llama-server --model /models/demo.gguf")
     assert "srv    load_model: loading model" in rest[0]
@@ -343,6 +346,36 @@ async def test_ports_that_are_taken_are_passed_over_and_come_back(tmp_path: Path
         await tasks.outcome(second.until_exit())
         await turns()
         assert (await yard.start(engines)).address.port == yard.port
+
+
+@in_a_loop
+async def test_one_that_cannot_listen_at_a_socket_dies_of_it_once_and_the_next_has_its_port_alone(
+    tmp_path: Path,
+) -> None:
+    yard = Yard(tmp_path, one_host="true")
+    async with yard.open() as engines:
+        engine = await yard.start(engines)
+        with pytest.raises(EngineDied):
+            await tasks.outcome(engine.until_ready())
+        assert engine.died_of() is Death.PORT  # and so another is started at once
+        engine = await yard.start(engines)
+        assert engine.address == Address("127.0.0.1", yard.port)
+        await tasks.outcome(engine.until_ready())
+
+
+@in_a_loop
+async def test_it_is_asked_at_its_socket_and_at_its_port_where_that_has_gone(tmp_path: Path) -> None:
+    yard = Yard(tmp_path)
+    async with yard.open() as engines:
+        engine = await yard.start(engines)
+        await tasks.outcome(engine.until_ready())
+        with socket.socket(socket.AF_INET) as probe:  # nobody listens there
+            probe.bind(("127.0.0.1", 0))
+            elsewhere = engine.address._replace(port=probe.getsockname()[1])
+            assert await tasks.outcome(LlamaEngine(None, elsewhere, yard.client).says_healthy())  # type: ignore[arg-type]
+        Path(engine.address.socket_path).unlink()
+        yard.client.close(engine.address)
+        assert await tasks.outcome(engine.says_healthy())
 
 
 @in_a_loop

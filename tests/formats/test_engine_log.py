@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from corral.formats.engine_log import lost_its_port, ran_out_of_memory
+from corral.formats.engine_log import lost_its_port, ran_out_of_memory, refused_its_socket
 
 DEATHS = {
     "weights-on-cuda": """\
@@ -106,6 +106,16 @@ TAKEN = """\
 
 def test_a_port_that_was_lost_is_known_by_its_words() -> None:
     assert lost_its_port(TAKEN.splitlines())
+    assert not refused_its_socket(TAKEN.splitlines())
+
+
+@pytest.mark.parametrize(
+    "name", ["/run/engines/8085.sock", "127.0.0.1,/run/engines/8085.sock"], ids=["new", "old"]
+)
+def test_a_socket_that_could_not_be_had_is_known_too_and_another_start_may_help(name: str) -> None:
+    words = TAKEN.replace("127.0.0.1", name).splitlines()
+    assert refused_its_socket(words)
+    assert lost_its_port(words)
 
 
 @pytest.mark.parametrize("lines", [*DEATHS.values(), *OTHER_DEATHS.values(), ""])

@@ -36,6 +36,12 @@ def test_a_plain_model_gets_exactly_this_command_line() -> None:
     )
 
 
+def test_with_a_socket_beside_its_port_it_has_two_addresses() -> None:
+    argv = command(a_model(), socket_path="/run/corral/engines/8085.sock")
+    assert value_of(argv, "--host") == ["127.0.0.1,/run/corral/engines/8085.sock"]
+    assert value_of(argv, "--port") == ["8085"]
+
+
 def test_the_herds_defaults_are_passed_on() -> None:
     argv = command(a_model(), default_parallel=4, threads=6, flash_attention="on")
     assert value_of(argv, "--parallel") == ["4"]

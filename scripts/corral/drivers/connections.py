@@ -63,12 +63,21 @@ class Listener:
 
 
 async def connect(
-    host: str, port: int, make_protocol: Callable[[], asyncio.Protocol], timeout_s: float
+    host: str,
+    port: int,
+    make_protocol: Callable[[], asyncio.Protocol],
+    timeout_s: float,
+    socket_path: str = "",
 ) -> asyncio.Protocol:
-    """A connection to the first address of `host` that takes one. Raises OSError, also for a time-out."""
+    """A connection to the first address of `host` that takes one. Raises OSError, also for a time-out.
+
+    Before them a socket in the file system is tried, if there is one: where it is full, or not there, a
+    port serves as well.
+    """
     loop = asyncio.get_running_loop()
     failure: OSError = OSError(errno.EADDRNOTAVAIL, f"{host} has no address")
-    for family, address in await _addresses(loop, host, port):
+    nearest = [(socket.AF_UNIX, socket_path)] if socket_path else []
+    for family, address in [*nearest, *await _addresses(loop, host, port)]:
         connected = socket.socket(family, socket.SOCK_STREAM)
         try:
             connected.setblocking(False)
@@ -87,7 +96,7 @@ async def connect(
 
 async def _addresses(
     loop: asyncio.AbstractEventLoop, host: str, port: int
-) -> list[tuple[int, tuple[Any, ...]]]:
+) -> list[tuple[int, Any]]:
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             socket.inet_pton(family, host)
@@ -99,7 +108,7 @@ async def _addresses(
 
 
 async def _connected(
-    loop: asyncio.AbstractEventLoop, connecting: socket.socket, address: tuple[Any, ...], timeout_s: float
+    loop: asyncio.AbstractEventLoop, connecting: socket.socket, address: Any, timeout_s: float
 ) -> None:
     code = connecting.connect_ex(address)
     if code == errno.EINPROGRESS:

@@ -72,7 +72,8 @@ class SocketTransport(asyncio.Transport):
         self._eof_due = False
         self._leaves = False  # at the end of this turn
         self._waits = False  # for the kernel to take more
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if connected.family != socket.AF_UNIX:
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         protocol.connection_made(self)
         self._watch()
 

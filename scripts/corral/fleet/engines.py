@@ -8,6 +8,7 @@ measured), never concluded from time.
 from __future__ import annotations
 
 import asyncio
+import logging
 import shlex
 from collections.abc import Mapping, Sequence
 from enum import Enum
@@ -15,7 +16,7 @@ from typing import Protocol
 
 from corral import errors
 from corral.catalogue import Catalogue, Model
-from corral.drivers import clock, model_files, port_holder, process_facts, tasks
+from corral.drivers import clock, model_files, port_holder, process_facts, socket_files, tasks
 from corral.drivers.http_client import Address, HttpClient
 from corral.drivers.llama_process import LlamaProcess, exit_in_words
 from corral.drivers.log_files import LogFiles
@@ -23,12 +24,14 @@ from corral.drivers.page_cache import PageCache, WarmUp
 from corral.drivers.ports import lowest_free_port
 from corral.drivers.reaper import Reaper
 from corral.formats import http1
-from corral.formats.engine_log import lost_its_port, ran_out_of_memory
+from corral.formats.engine_log import lost_its_port, ran_out_of_memory, refused_its_socket
 from corral.formats.slots import Slot, read_busy, read_total
 from corral.policy import launch
 from corral.policy.liveness import LOAD_STALL_S, LoadProgress, Sample, StallTimer
 from corral.policy.placement import Placement
 from corral.settings import Settings
+
+log = logging.getLogger("corral.fleet")
 
 # How often a loading process is asked whether it is ready: tiny models are ready after 20 ms (measured).
 POLL_S = 0.02
@@ -222,6 +225,7 @@ def command(
         tensor_split=tensor_split,
         host=address.host,
         port=address.port,
+        socket_path=address.socket_path,
         default_parallel=settings.herd.default_parallel,
         threads=settings.herd.cpu_threads,
         flash_attention=settings.herd.flash_attention,
@@ -259,6 +263,8 @@ class LlamaEngines:
         self._warm_ups: dict[str, WarmUp] = {}
         self._has_gpus = has_gpus
         self._taken_ports = set(own_ports)
+        # Until one is seen to die of it: older ones know one address alone.
+        self._take_sockets = True
 
     def warm(self, model: str) -> None:
         if model not in self._warm_ups:
@@ -275,7 +281,7 @@ class LlamaEngines:
         binary = self._settings.paths.llama_server
         if binary is None:
             raise EngineDied("there is no llama-server: run `make engine`, or set LLAMA_SERVER_PATH")
-        address = Address(self._settings.herd.backend_host, self._free_port())
+        address = self._address()
         argv = command(
             self._catalogue.models[model],
             self._settings,
@@ -291,7 +297,7 @@ class LlamaEngines:
         except OSError as error:
             raise EngineDied(f"no process could be started: {error}") from error
         self._taken_ports.add(address.port)
-        tasks.spawn(self._free_port_at_exit(process, address.port), f"the port of {model}")
+        tasks.spawn(self._at_exit(process, address), f"the port of {model}")
         return LlamaEngine(process, address, self._client)
 
     def plain_command(self, model: str) -> tuple[str, ...]:
@@ -318,6 +324,18 @@ class LlamaEngines:
             raise EngineDied(f"no port is free from {first} to {last}: free one, or set {setting}")
         return port
 
-    async def _free_port_at_exit(self, process: LlamaProcess, port: int) -> None:
+    def _address(self) -> Address:
+        """Where the next one listens: at a port, for everybody to see, and at a socket for us."""
+        port = self._free_port()
+        folder = self._settings.paths.runtime / socket_files.FOLDER_NAME
+        socket_path = socket_files.free_path(folder, port) if self._take_sockets else ""
+        return Address(self._settings.herd.backend_host, port, socket_path)
+
+    async def _at_exit(self, process: LlamaProcess, address: Address) -> None:
         await process.exited
-        self._taken_ports.discard(port)
+        self._taken_ports.discard(address.port)
+        if address.socket_path:
+            socket_files.remove(address.socket_path)
+            if refused_its_socket(process.tail()):
+                log.info("this llama-server can't listen at a socket beside its port: it gets the port alone")
+                self._take_sockets = False

@@ -25,6 +25,7 @@ _DISPENSABLE = re.compile(r"mlock|madvise|pinned memory|prompt cache state")
 _OVERCOME = re.compile(r"retrying without pipeline parallelism|model loaded|listening on http")
 # A GPU that refuses memory for another reason is followed by the same complaints.
 _OTHER_REASON = re.compile(r"Malloc failed: (?!out of memory)")
+_NOT_BOUND = "couldn't bind HTTP server socket"
 # What the kernel's (and a container's) answer to a want of memory looks like; 137 is a shell's word for it.
 _KILLED = (-9, 137)
 
@@ -49,4 +50,12 @@ def ran_out_of_memory(lines: Iterable[str], exit_code: int) -> bool:
 
 def lost_its_port(lines: Iterable[str]) -> bool:
     """Whether somebody else had its port by the time that it wanted to listen."""
-    return any("couldn't bind HTTP server socket" in line for line in lines)
+    return any(_NOT_BOUND in line for line in lines)
+
+
+def refused_its_socket(lines: Iterable[str]) -> bool:
+    """Whether it could not listen at a socket beside its port.
+
+    One that knows nothing of lists takes the whole list for a name, and says so.
+    """
+    return any(_NOT_BOUND in line and ".sock" in line for line in lines)

@@ -30,6 +30,7 @@ def command(
     llama_server: str,
     host: str,
     port: int,
+    socket_path: str = "",
     default_parallel: int,
     threads: int | None = None,
     flash_attention: str | None = None,
@@ -38,7 +39,7 @@ def command(
 ) -> tuple[str, ...]:
     """The argv of a llama-server for `model`, on as many layers and divided as a placement says."""
     argv = [llama_server, "--model", str(model.path), "--alias", model.name]
-    argv += ["--host", host, "--port", str(port)]
+    argv += ["--host", f"{host},{socket_path}" if socket_path else host, "--port", str(port)]
     layers = model.n_gpu_layers if gpu_layers is None else gpu_layers
     settled = {
         "n_ctx": ("-c", str(context_tokens(model, default_parallel))),

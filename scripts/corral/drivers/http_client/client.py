@@ -60,7 +60,9 @@ class HttpClient:
     async def _connect(self, address: Address) -> ClientConnection:
         connection = ClientConnection(self, address)
         try:
-            await connect(address.host, address.port, lambda: connection, CONNECT_TIMEOUT_S)
+            await connect(
+                address.host, address.port, lambda: connection, CONNECT_TIMEOUT_S, address.socket_path
+            )
         except OSError as error:
             gone = BackendGone(f"No connection to the backend at {address}: {error}.")
             gone.was_sent = False

@@ -27,6 +27,7 @@ HEAD_LIMITS = http1.Limits(headers_max=128, line_max_bytes=16 * 1024)
 class Address(NamedTuple):
     host: str
     port: int
+    socket_path: str = ""  # where the same server listens too, if it does
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host  # RFC 3986, 3.2.2
