@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import socket
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -85,9 +86,13 @@ def test_where_that_is_full_or_dead_or_not_there_a_port_serves(new_loop: NewLoop
             async with listening() as (made, port):
                 for count, path in enumerate((full, dead, str(tmp_path / "none.sock")), 1):
                     await connect("127.0.0.1", port, Witness, 5, path)
-                    await eventually(lambda count=count: len(made) == count, f"{path} is passed over")
+                    await eventually(partial(_has, made, count), f"{path} is passed over")
 
     run(new_loop, work())
+
+
+def _has(made: list[Witness], count: int) -> bool:
+    return len(made) == count
 
 
 def test_a_connection_that_nobody_answers_is_given_up(new_loop: NewLoop) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from corral import errors
 from corral.catalogue import Catalogue
-from corral.drivers import tasks
+from corral.drivers import socket_files, tasks
 from corral.drivers.http_client import Address, HttpClient
 from corral.drivers.http_server import Exchange
 from corral.drivers.log_files import LogFiles
@@ -372,8 +372,10 @@ async def test_it_is_asked_at_its_socket_and_at_its_port_where_that_has_gone(tmp
         with socket.socket(socket.AF_INET) as probe:  # nobody listens there
             probe.bind(("127.0.0.1", 0))
             elsewhere = engine.address._replace(port=probe.getsockname()[1])
-            assert await tasks.outcome(LlamaEngine(None, elsewhere, yard.client).says_healthy())  # type: ignore[arg-type]
-        Path(engine.address.socket_path).unlink()
+            near_alone = LlamaEngine(None, elsewhere, yard.client)  # type: ignore[arg-type]
+            assert await tasks.outcome(near_alone.says_healthy())
+            yard.client.close(elsewhere)
+        socket_files.remove(engine.address.socket_path)
         yard.client.close(engine.address)
         assert await tasks.outcome(engine.says_healthy())
 

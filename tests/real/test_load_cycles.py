@@ -62,3 +62,4 @@ def test_nothing_is_left_of_two_hundred_loads(corral: Corral) -> None:
     assert metric(corral, "router_gpu_memory_reserved_bytes") == 0
     assert metric(corral, "router_model_vram_bytes") == 0
     wait_until(lambda: descriptors(corral) <= open_before, "all descriptors are closed")
+    assert os.listdir(corral.directory / "run" / "engines") == []

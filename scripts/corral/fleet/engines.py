@@ -16,7 +16,7 @@ from typing import Protocol
 
 from corral import errors
 from corral.catalogue import Catalogue, Model
-from corral.drivers import clock, model_files, port_holder, process_facts, socket_files, tasks
+from corral.drivers import clock, model_files, port_holder, process_facts, socket_files
 from corral.drivers.http_client import Address, HttpClient
 from corral.drivers.llama_process import LlamaProcess, exit_in_words
 from corral.drivers.log_files import LogFiles
@@ -297,7 +297,8 @@ class LlamaEngines:
         except OSError as error:
             raise EngineDied(f"no process could be started: {error}") from error
         self._taken_ports.add(address.port)
-        tasks.spawn(self._at_exit(process, address), f"the port of {model}")
+        # Called before whoever waits for the exit goes on, and perhaps asks for another.
+        process.exited.add_done_callback(lambda _exited: self._at_exit(process, address))
         return LlamaEngine(process, address, self._client)
 
     def plain_command(self, model: str) -> tuple[str, ...]:
@@ -331,8 +332,7 @@ class LlamaEngines:
         socket_path = socket_files.free_path(folder, port) if self._take_sockets else ""
         return Address(self._settings.herd.backend_host, port, socket_path)
 
-    async def _at_exit(self, process: LlamaProcess, address: Address) -> None:
-        await process.exited
+    def _at_exit(self, process: LlamaProcess, address: Address) -> None:
         self._taken_ports.discard(address.port)
         if address.socket_path:
             socket_files.remove(address.socket_path)
