@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -147,6 +147,13 @@ def test_a_turn_that_is_asked_for_from_within_a_call_is_not_waited_for(
     run(work())
 
 
+class Passer(NamedTuple):
+    """A traveller that does as the test says."""
+
+    take: Callable[[bytes], None]
+    leave: Callable[[], None]
+
+
 def test_all_that_is_ready_is_read_before_any_of_it_is_worked_on_and_sent_after_all_of_it() -> None:
     order: list[str] = []
 
@@ -158,12 +165,12 @@ def test_all_that_is_ready_is_read_before_any_of_it_is_worked_on_and_sent_after_
         def watch(name: str, ours: socket.socket) -> None:
             def on_ready(_events: int) -> None:
                 order.append(f"{name} is read")
-                watcher.arrived.append((take, ours.recv(9)))
+                watcher.arrived.append((Passer(take, leave), ours.recv(9)))
 
             def take(data: bytes) -> None:
                 assert watcher.gathers
                 order.append(f"{name} takes {data.decode()}")
-                watcher.leaving.append(leave)
+                watcher.leaving.append(Passer(take, leave))
 
             def leave() -> None:
                 assert not watcher.gathers
@@ -199,6 +206,9 @@ def test_who_fails_is_logged_and_costs_nobody_else_anything(caplog: pytest.LogCa
         def fail(*_anything: object) -> None:
             raise ZeroDivisionError
 
+        def take(_data: bytes) -> None:
+            watcher.leaving.extend([Passer(fail, fail), Passer(fail, leave)])
+
         def leave() -> None:
             ended.append("left")
             asyncio.get_running_loop().call_soon(done.set)
@@ -208,7 +218,8 @@ def test_who_fails_is_logged_and_costs_nobody_else_anything(caplog: pytest.LogCa
 
             def on_ready(_events: int, ours: socket.socket = ours) -> None:
                 ours.recv(9)
-                watcher.arrived += [(fail, b""), (lambda _data: watcher.leaving.extend([fail, leave]), b"")]
+                failing, well = Passer(fail, fail), Passer(take, leave)
+                watcher.arrived += [(failing, b""), (well, b"")]
                 fail()
 
             watcher.watch(ours.fileno(), READABLE, on_ready)

@@ -134,13 +134,13 @@ def test_what_came_is_heard_before_sending_on_finds_out_that_nobody_is_there(new
             peer.close()
             watcher.gathers = True
             ours.transport._on_ready(READABLE | WRITABLE)
-            [(take, data)] = watcher.arrived
+            [(traveller, data)] = watcher.arrived
             watcher.arrived.clear()
-            take(data)
+            traveller.take(data)
             watcher.gathers = False
-            [leave] = watcher.leaving
+            assert watcher.leaving == [traveller]
             watcher.leaving.clear()
-            leave()
+            traveller.leave()
             await eventually(lambda: ours.told[-1] == "lost", "it is over")
             assert ours.received == b"too much"
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import select
 import selectors
 from collections.abc import Callable, Mapping
@@ -33,6 +32,19 @@ OnReady = Callable[[int], None]
 Ts = TypeVarTuple("Ts")
 
 
+class Traveller(Protocol):
+    """A socket's bytes, on their way in and out.
+
+    Objects with methods rather than the methods themselves: Python calls those sooner (measured).
+    """
+
+    def take(self, data: bytes) -> None:
+        """Work on what has arrived."""
+
+    def leave(self) -> None:
+        """Send what is to go."""
+
+
 class Watcher(Protocol):
     """Who looks after sockets.
 
@@ -43,8 +55,8 @@ class Watcher(Protocol):
     """
 
     gathers: bool
-    arrived: list[tuple[Callable[[bytes], None], bytes]]
-    leaving: list[Callable[[], None]]
+    arrived: list[tuple[Traveller, bytes]]
+    leaving: list[Traveller]
 
     def watch(self, fd: int, events: int, on_ready: OnReady) -> None:
         """Call `on_ready` with what is ready whenever any of `events` is; nothing for 0.
@@ -61,8 +73,8 @@ class Selector(selectors.BaseSelector):
         self._keys: dict[int, selectors.SelectorKey] = {}
         self._watched: dict[int, OnReady] = {}
         self.gathers = False
-        self.arrived: list[tuple[Callable[[bytes], None], bytes]] = []
-        self.leaving: list[Callable[[], None]] = []
+        self.arrived: list[tuple[Traveller, bytes]] = []
+        self.leaving: list[Traveller] = []
         self.disturbed = False  # whether the loop has something to do before it waits again
 
     def watch(self, fd: int, events: int, on_ready: OnReady) -> None:
@@ -83,7 +95,7 @@ class Selector(selectors.BaseSelector):
         wait_s = timeout
         while True:
             self.disturbed = False
-            found = self._epoll.poll(_as_wait(wait_s), EVENTS_MAX)
+            found = self._epoll.poll(wait_s, EVENTS_MAX)  # it rounds up to its milliseconds itself
             self.gathers = len(found) > 1
             for fd, events in found:
                 on_ready = watched.get(fd)
@@ -107,16 +119,16 @@ class Selector(selectors.BaseSelector):
     def _serve(self) -> None:
         """What has come from all of them is worked on, and then what is to go to them is sent."""
         arrived, self.arrived = self.arrived, []
-        for take, data in arrived:
+        for traveller, data in arrived:
             try:
-                take(data)
+                traveller.take(data)
             except Exception:
                 log.exception(FAILED)
         self.gathers = False
         leaving, self.leaving = self.leaving, []
-        for send in leaving:
+        for traveller in leaving:
             try:
-                send()
+                traveller.leave()
             except Exception:
                 log.exception(FAILED)
 
@@ -157,13 +169,6 @@ class Selector(selectors.BaseSelector):
         self._epoll.close()
         self._keys.clear()
         self._watched.clear()
-
-
-def _as_wait(timeout: float | None) -> float:
-    """For epoll, which counts in milliseconds: less than one must not become a busy wait."""
-    if timeout is None:
-        return -1.0
-    return math.ceil(timeout * 1000) / 1000 if timeout > 0 else 0.0
 
 
 def _as_selectors(events: int) -> int:
@@ -211,8 +216,8 @@ class AsyncioWatcher:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.gathers = False
-        self.arrived: list[tuple[Callable[[bytes], None], bytes]] = []
-        self.leaving: list[Callable[[], None]] = []
+        self.arrived: list[tuple[Traveller, bytes]] = []
+        self.leaving: list[Traveller] = []
         self._loop = loop
         self._events: dict[int, int] = {}
 

@@ -23,6 +23,8 @@ RECEIVE_MAX_BYTES = 64 * 1024
 # Pieces that together are smaller are copied into one, and so is a body behind its head; larger ones are
 # handed over one beside the other, which for small ones would cost more than it saves.
 JOIN_MAX_BYTES = 16 * 1024
+# Whatever epoll says but that the kernel takes more.
+HEARD = ~WRITABLE
 UNSENT_HIGH_BYTES = 64 * 1024
 # The kernel takes no more pieces at a time.
 PIECES_MAX = 256
@@ -82,18 +84,19 @@ class SocketTransport(asyncio.Transport):
         self._watcher.watch(self._fd, events, self._on_ready)
 
     def _on_ready(self, events: int) -> None:
-        if events & ~WRITABLE and self._reading:
+        if events & HEARD and self._reading:
+            receive = self._receive  # a call of an attribute is dearer than both one after the other
             try:
-                data = self._receive(RECEIVE_MAX_BYTES)
+                data = receive(RECEIVE_MAX_BYTES)
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
                 self._fail(error)
                 return
             if self._watcher.gathers:
-                self._watcher.arrived.append((self._take, data))
+                self._watcher.arrived.append((self, data))
             else:
-                self._take(data)
+                self.take(data)
             if events == READABLE:
                 return
             if events & ~(READABLE | WRITABLE):
@@ -106,9 +109,9 @@ class SocketTransport(asyncio.Transport):
             elif not self._leaves:
                 # After what has come in this turn: should sending fail, that has been heard.
                 self._leaves = True
-                self._watcher.leaving.append(self._leave)
+                self._watcher.leaving.append(self)
 
-    def _take(self, data: bytes) -> None:
+    def take(self, data: bytes) -> None:
         if self._closing:
             return
         try:
@@ -137,17 +140,18 @@ class SocketTransport(asyncio.Transport):
         if watcher.gathers:
             # It leaves together with what else comes in this turn, unless that is much.
             if not unsent:
-                watcher.leaving.append(self._leave)
+                watcher.leaving.append(self)
                 self._leaves = True
             unsent.append(data)
             self._unsent_bytes += len(data)
             if self._unsent_bytes > self._high_bytes:
-                self._leave()
+                self.leave()
                 self._wait()
             return
         if not unsent:
+            send = self._send
             try:
-                sent = self._send(data)
+                sent = send(data)
             except (BlockingIOError, InterruptedError):
                 sent = 0
             except OSError as error:
@@ -170,7 +174,7 @@ class SocketTransport(asyncio.Transport):
             self._unsent_bytes += size
             self._send_on()
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
         """The turn is over, or somebody can't wait for its end."""
         if not self._leaves:
             return
@@ -179,8 +183,9 @@ class SocketTransport(asyncio.Transport):
         if not unsent:  # it was too much to be kept until now
             return
         if len(unsent) == 1:
+            send = self._send
             try:
-                sent = self._send(unsent[0])
+                sent = send(unsent[0])
             except (BlockingIOError, InterruptedError):
                 sent = 0
             except OSError as error:
@@ -242,7 +247,7 @@ class SocketTransport(asyncio.Transport):
     def write_eof(self) -> None:
         if self._closing or self._eof_due:
             return
-        self._leave()
+        self.leave()
         self._eof_due = True
         if not self._unsent:
             self._shut()
@@ -283,7 +288,7 @@ class SocketTransport(asyncio.Transport):
 
     def close(self) -> None:
         """Close behind the last byte that is not sent yet."""
-        self._leave()
+        self.leave()
         if self._closing:
             return
         self._closing = True
@@ -295,7 +300,7 @@ class SocketTransport(asyncio.Transport):
 
     def abort(self) -> None:
         """Close now. What has been written in this turn counts as sent."""
-        self._leave()
+        self.leave()
         self._fail(None)
 
     def _fail(self, error: Exception | None) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from corral import errors
-from corral.formats.http1.chunked import EXTENSIONS_MAX_BYTES, plain_run, strip_framing
+from corral.formats.http1 import chunked
+from corral.formats.http1.chunked import EXTENSIONS_MAX_BYTES, is_plain, plain_run, strip_framing
 from tests.formats.http1.feeding import every_split, pieces, read_answers, read_requests
 
 POST = b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -31,6 +32,35 @@ POST = b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
 def test_a_run_ends_before_what_is_no_whole_plain_chunk(buffer: bytes, end: int) -> None:
     assert plain_run(buffer, 0) == end
     assert plain_run(b"1\r\n!\r\n" + buffer, 6) == 6 + end
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 255, 256, 4095, 4096])
+def test_what_is_nothing_but_plain_chunks_is_known_as_such(size: int) -> None:
+    one = b"%x\r\n%b\r\n" % (size, b"x" * size)
+    for _ in range(2):  # known the second time, unless its head is an unusual one
+        assert is_plain(one)
+        assert not is_plain(one[:-1])
+        assert not is_plain(one[:-1] + b"x")
+        assert not is_plain(one + b"x")
+        assert is_plain(one + one)
+        assert is_plain(one.replace(b"%x" % size, b"%X" % size))
+
+
+@pytest.mark.parametrize(
+    "data", [b"0\r\n\r\n", b"00\r\n\r\n", b"000\r\n\r\n", b"+10\r\n" + b"x" * 16 + b"\r\n"]
+)
+def test_what_is_no_plain_chunk_is_not_known_as_one_however_often_it_comes(head: bytes) -> None:
+    data = b"%b\r\n%b\r\n" % (head, b"x" * abs(int(head, 16)))
+    assert not any(is_plain(data) for _ in range(3))
+
+
+def test_whatever_a_peer_does_few_lengths_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunked, "_LENGTHS_MAX", 3)
+    for letter in b"abcdefg":
+        one = b"10\r\n%b\r\n" % (bytes([letter]) * 16)
+        assert is_plain(one)
+        assert is_plain(one)
+        assert len(chunked._lengths) <= 3
 
 
 def test_a_run_loses_its_framing() -> None:

@@ -17,6 +17,25 @@ from corral.formats.http1 import grammar
 EXTENSIONS_MAX_BYTES = 16384
 
 
+# How long the chunks are that begin like this. Tokens come in chunks of two or three digits, and in few of
+# those lengths: what is looked up is not worked out.
+_BEGINNING_BYTES = len(b"104\r\n")
+_LENGTHS_MAX = 4096
+_lengths: dict[bytes, int] = {}
+
+
+def is_plain(data: bytes) -> bool:
+    """Whether these bytes are whole plain chunks and nothing else, as nearly every token is."""
+    if _lengths.get(data[:_BEGINNING_BYTES]) == len(data) and data.endswith(b"\r\n"):
+        return True
+    head = grammar.PLAIN_CHUNK_HEAD.match(data)
+    if head and _BEGINNING_BYTES - 1 <= head.end() <= _BEGINNING_BYTES and (size := int(head[1], 16)):
+        if len(_lengths) >= _LENGTHS_MAX:
+            _lengths.clear()
+        _lengths[data[:_BEGINNING_BYTES]] = head.end() + size + len(b"\r\n")
+    return plain_run(data, 0) == len(data)
+
+
 def plain_run(buffer: bytes, position: int) -> int:
     """Where the whole plain chunks that begin at `position` end. The last chunk is not one of them."""
     head_at = grammar.PLAIN_CHUNK_HEAD.match

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from corral.errors import CorralError, InvalidRequest, UpstreamError
-from corral.formats.http1.chunked import plain_run
+from corral.formats.http1.chunked import is_plain
 from corral.formats.http1.events import Chunks, Event, Limits, ResponseHead
 from corral.formats.http1.faults import RESPONSE_HEAD
 from corral.formats.http1.known_heads import known_responses
@@ -63,7 +63,7 @@ class ResponseReader(MessageReader):
         Then they count as read, and may be passed on as they are: what `feed` and `next_event` would have
         said in more words.
         """
-        return self._state is _CHUNK_HEAD and not self._buffer and plain_run(data, 0) == len(data)
+        return self._state is _CHUNK_HEAD and not self._buffer and is_plain(data)
 
     def whole(self, data: bytes) -> tuple[ResponseHead, bytes] | None:
         """An answer in words that are known, if it is all of these bytes, which come next.
