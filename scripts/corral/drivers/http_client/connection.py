@@ -66,6 +66,7 @@ class ClientConnection(asyncio.Protocol):
         self._error: errors.CorralError | None = None
         self._answering = False
         self._heard = False
+        self._heard_anew = False  # since the patrol's last look
         self._keep_alive = False
         self._poured = False
         self._whole: tuple[http1.ResponseHead, bytes] | None = None
@@ -88,9 +89,7 @@ class ClientConnection(asyncio.Protocol):
         if not self._answering:
             self.abort()  # bytes that no request asked for: this connection can't be trusted
             return
-        self._heard = True
-        self._suspected = False
-        self._deadline = clock.monotonic() + self._silence_s
+        self._heard = self._heard_anew = True
         sink = self._sink
         if sink is not None:
             if self._reader.passes(data):
@@ -137,7 +136,7 @@ class ClientConnection(asyncio.Protocol):
         self, method: str, head: bytes, body: bytes, silence_s: float, on_silence: OnSilence | None
     ) -> None:
         """Send a request."""
-        self._heard = False
+        self._heard = self._heard_anew = False
         if self.transport.is_closing():
             raise self._error or self._lost(None)
         self._answering, self._poured, self._whole = True, False, None
@@ -223,7 +222,7 @@ class ClientConnection(asyncio.Protocol):
 
     def give_back(self) -> None:
         """The answer is complete: keep the connection if both sides want to."""
-        self._answering = False
+        self._answering = self._heard_anew = False
         transport = self.transport
         # An answer may come before its request is through, and what is left of that is no request.
         if (
@@ -249,6 +248,11 @@ class ClientConnection(asyncio.Protocol):
         self.transport.abort()
 
     def check(self, now: float) -> None:
+        if self._heard_anew:
+            # A silence is counted from here, a tick too late at most: no chunk need look at the clock.
+            self._heard_anew = self._suspected = False
+            self._deadline = now + self._silence_s
+            return
         if now < self._deadline or self._paused:
             return
         self._deadline = math.inf
@@ -262,12 +266,12 @@ class ClientConnection(asyncio.Protocol):
 
     def wait_on(self) -> None:
         """The silence means nothing bad: grant it as much time again."""
-        if self._suspected:
+        if self._suspected and not self._heard_anew:
             self._suspected = False
             self._deadline = clock.monotonic() + self._silence_s
 
     def give_up(self, error: errors.CorralError) -> None:
         """The silence means that no answer will come. Unless one has begun meanwhile, that is the answer."""
-        if self._suspected and self._answering:
+        if self._suspected and self._answering and not self._heard_anew:
             self._suspected = False
             self._fail(error)
