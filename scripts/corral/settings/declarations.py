@@ -85,8 +85,8 @@ _GATEWAY = (
     _row("paths.llama_server", "LLAMA_SERVER_PATH", "system.llama_server_path", PATH, None,
          "the llama-server to run; default the first found in PATH, in /app, in the cache of built engines"),
     _row("paths.runtime", "RUNTIME_DIR", "", PATH, None,
-         "the status file's directory, on a local disk; default corral-UID-INSTANCE_ID-PORT below "
-         "$XDG_RUNTIME_DIR or the temporary directory"),
+         "the directory of the status file and of engines' sockets, on a local disk; "
+         "default corral-UID-INSTANCE_ID-PORT below $XDG_RUNTIME_DIR or the temporary directory"),
     _row("instance_id", "INSTANCE_ID", "", FILE_NAME_PART, None,
          "tells the gateways that share a DATA_DIR apart; default the host name"),
 
