@@ -41,6 +41,7 @@ SLOTS = 1100
 # As many as a key may have at most, so that the window is kept and never full.
 KEYS_FILE = f"bench:{KEY}:rpm=1000000\n"
 NGINX_CONF = """
+{user}
 daemon off;
 worker_processes 1;
 pid {directory}/nginx.pid;
@@ -56,7 +57,7 @@ http {{
     client_max_body_size 16m;
     keepalive_requests 100000000;
     upstream backend {{
-        server 127.0.0.1:{backend};
+        server {backend};
         keepalive 1024;
         keepalive_requests 100000000;
     }}
@@ -197,13 +198,18 @@ def program(ring: Ring, port: int, command: list[str | Path], **environment: str
 
 
 @contextmanager
-def nginx(ring: Ring) -> Iterator[Target]:
-    with stand_in(ring.programs, ring.load_core) as backend:
-        port = free_port()
-        directory = ring.directory / f"nginx-{port}"
-        directory.mkdir()
+def nginx(ring: Ring, *, by_socket: bool = False) -> Iterator[Target]:
+    """By the backend's port, as where one puts it before a llama-server, or as Corral reaches its own."""
+    port = free_port()
+    directory = ring.directory / f"nginx-{port}"
+    directory.mkdir()
+    socket_path = directory / "backend.sock" if by_socket else None
+    with stand_in(ring.programs, ring.load_core, socket_path) as backend_port:
+        backend = f"unix:{socket_path}" if by_socket else f"127.0.0.1:{backend_port}"
+        # Its worker would be nobody otherwise, who may not enter the folder of the socket.
+        user = "user root;" if os.geteuid() == 0 else ""
         config = directory / "nginx.conf"
-        config.write_text(NGINX_CONF.format(directory=directory, backend=backend, port=port))
+        config.write_text(NGINX_CONF.format(user=user, directory=directory, backend=backend, port=port))
         binary = nginx_binary()
         if binary is None:
             raise SystemExit("the benchmark needs nginx, the yardstick: apt-get install nginx-light")

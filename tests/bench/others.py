@@ -3,6 +3,7 @@
 `make bench RIVALS=1` gets them first (install.py). None is ever required: who is missing is named and left
 out.
 
+    nginx, by a socket         the yardstick once more, with a Unix socket to its backend, as Corral has
     aiohttp, FastAPI + httpx   the small programs that one writes (rivals/)
     LiteLLM                    one model, a master key, one worker, no database
     llama-swap                 a key, and a command that starts the stand-in
@@ -23,7 +24,18 @@ from typing import NamedTuple
 
 from corral import settings
 from corral.formats import demo_models
-from tests.bench.contestants import ALL, MODEL, SLOTS, Contestant, Part, Ring, Target, program
+from tests.bench.contestants import (
+    ALL,
+    MODEL,
+    SLOTS,
+    Contestant,
+    Part,
+    Ring,
+    Target,
+    nginx,
+    nginx_binary,
+    program,
+)
 from tests.bench.install import APPS, LITELLM, LLAMA_SWAP, RIVALS, command_in, packages, python_in
 from tests.bench.install import llama_swap as llama_swap_program
 from tests.bench.programs import launcher, stand_in
@@ -148,6 +160,11 @@ def _app(name: str, module: str, *wanted: str) -> Rival:
 
 
 EVERYBODY = (
+    Rival(
+        Contestant("nginx, by a socket", partial(nginx, by_socket=True)),
+        lambda: nginx_binary() is not None,
+        dict,  # the yardstick's own
+    ),
     _app("aiohttp", "aiohttp_proxy", "aiohttp"),
     _app("FastAPI + httpx", "fastapi_httpx", "fastapi", "httpx", "uvicorn", "uvloop"),
     Rival(

@@ -78,13 +78,13 @@ def listens(port: int) -> bool:
 
 
 @contextmanager
-def stand_in(programs: Programs, core: int) -> Iterator[int]:
-    """A stand-in llama-server of one's own; its port."""
+def stand_in(programs: Programs, core: int, socket_path: Path | None = None) -> Iterator[int]:
+    """A stand-in llama-server of one's own; its port. It may listen at a socket too."""
     port = free_port()
+    host = "127.0.0.1" if socket_path is None else f"127.0.0.1,{socket_path}"
+    command: list[str | Path] = [programs.stand_in, "--host", host, "--port", str(port), "--alias", "bench"]
     with kernel.on_core(core):
-        process = subprocess.Popen(
-            [programs.stand_in, "--port", str(port), "--alias", "bench"], stderr=subprocess.DEVNULL
-        )
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         wait_until(lambda: listens(port), "the stand-in listens")
         yield port
