@@ -49,12 +49,13 @@ class HttpClient:
                 connection.abort()
                 if not (was_kept and isinstance(error, BackendGone)):
                     raise
+                was_sent = error.was_sent
             # It may have been closed long before. Once more, on a new one.
             was_kept = False
             try:
                 connection = await self._connect(address)
             except BackendGone as gone:
-                gone.was_sent = True
+                gone.was_sent = was_sent
                 raise
 
     async def _connect(self, address: Address) -> ClientConnection:
