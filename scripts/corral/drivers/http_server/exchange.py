@@ -115,12 +115,17 @@ class Exchange:
         self.body_done = whole is not None
         return whole
 
-    async def body(self) -> bytes:
-        """The whole body. Raises PayloadTooLarge, RequestTimeout or what is wrong with its framing."""
+    async def body(self, max_bytes: int | None = None) -> bytes:
+        """The whole body. Raises PayloadTooLarge, RequestTimeout or what is wrong with its framing.
+
+        `max_bytes`: if that is less than a body may have at all.
+        """
+        limit = self._wire.body_max_bytes if max_bytes is None else min(max_bytes, self._wire.body_max_bytes)
+        if (self.head.content_length or 0) > limit:
+            raise self._too_large(limit)
         whole = self.whole_body()
         if whole is not None:
             return whole
-        limit = self._wire.body_max_bytes
         parts: list[bytes] = []
         size = 0
         wire = self._wire
@@ -140,9 +145,8 @@ class Exchange:
                 parts.append(event.payload)
 
     def _too_large(self, limit: int) -> errors.PayloadTooLarge:
-        return errors.PayloadTooLarge(
-            f"The request body is larger than {limit} bytes. Send less, or raise MAX_REQUEST_BODY_SIZE."
-        )
+        or_raise = "" if limit < self._wire.body_max_bytes else ", or raise MAX_REQUEST_BODY_SIZE"
+        return errors.PayloadTooLarge(f"The request body is larger than {limit} bytes. Send less{or_raise}.")
 
     # The answer --------------------------------------------------------------------------------
 
