@@ -10,6 +10,7 @@ import pytest
 
 from corral.formats import http1
 from corral.formats.priority import Priority
+from corral.formats.status import ModelState
 from corral.handlers.wishes import BYTES_PER_EVENT, PROMPT_TOKENS_MAX
 from corral.policy.scheduler import Ticket
 from tests.drivers.serving import RawClient
@@ -19,6 +20,7 @@ from tests.handlers.gatehouse import (
     STREAM_HEAD,
     Gatehouse,
     Reply,
+    Seen,
     answering,
     read_head,
     read_reply,
@@ -166,6 +168,34 @@ async def test_nor_for_the_engine(house: Gatehouse) -> None:
         await eventually(lambda: house.backend.clients_gone == 1, "the engine's connection is closed")
     assert (reply.status, reply.error["code"]) == (504, "upstream_timeout")
     assert "X-Request-Timeout" in reply.error["message"]
+
+
+@in_a_loop
+async def test_nor_for_its_own_body(house: Gatehouse) -> None:
+    async with house.open():
+        client = await house.connect()
+        client.send(request(PATH, CHAT, headers={"x-request-timeout": "0.05"})[:-5])
+        reply = await read_reply(client)
+    assert (reply.status, reply.error["code"]) == (408, "request_timeout")
+    assert (
+        "body was not here and read after 0.05 s, the most that its X-Request-Timeout allows"
+        in (reply.error["message"])
+    )
+    assert not house.engines.started
+
+
+@in_a_loop
+async def test_nor_in_the_queue_for_the_second_time(house: Gatehouse) -> None:
+    async def dies(_seen: Seen, writer: asyncio.StreamWriter) -> None:
+        house.engines.of("demo").ends("killed by SIGSEGV")
+        writer.close()
+
+    house.backend.script = dies
+    async with house.open():
+        reply = await house.ask(PATH, CHAT, headers={"x-request-timeout": "0.2"})
+        assert house.fleet.state("demo") is ModelState.BACKOFF
+    assert (reply.status, reply.error["code"]) == (504, "queue_timeout")
+    assert "No slot of 'demo' came free" in reply.error["message"]
 
 
 @in_a_loop

@@ -22,7 +22,9 @@ TIGHT = dataclasses.replace(LIMITS, bodies_max_bytes=3 * LARGE - 1)
 def test_what_is_taken_is_given_back_and_more_than_there_is_is_refused() -> None:
     room = BodyRoom(100)
     room.take(60)
-    with pytest.raises(errors.TooManyLargeBodies, match="Try again") as caught:
+    with pytest.raises(
+        errors.TooManyLargeBodies, match=r"hold the 100 bytes that all may have together\."
+    ) as caught:
         room.take(41)
     assert caught.value.retry_after_s
     room.take(40)

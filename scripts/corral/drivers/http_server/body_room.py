@@ -10,6 +10,7 @@ Small ones do not count, and pay nothing for it. There can be no more of them th
 from __future__ import annotations
 
 from corral import errors
+from corral.formats.size import amount
 
 SMALL_BODY_BYTES = 64 * 1024
 RETRY_AFTER_S = 5.0
@@ -24,8 +25,8 @@ class BodyRoom:
         """Raises TooManyLargeBodies."""
         if size_bytes > self.free_bytes:
             raise errors.TooManyLargeBodies(
-                f"Requests with large bodies hold the {self._total_bytes} bytes that they may have together. "
-                "Try again in a moment.",
+                f"Large bodies of other requests hold the {amount(self._total_bytes)} that all may have "
+                "together. Try again in a moment.",
                 retry_after_s=RETRY_AFTER_S,
             )
         self.free_bytes -= size_bytes
