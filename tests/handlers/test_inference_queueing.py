@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from corral.drivers import clock
 from corral.formats import http1
 from corral.formats.priority import Priority
 from corral.formats.status import ModelState
@@ -264,6 +265,25 @@ async def test_a_stream_that_waits_long_is_told_its_position_and_then_gets_the_e
         [line] = await house.logged()
     assert (line[3], line[9]) == ("200", "-")
     assert house.counted("router_tokens_total", model="demo", key_id="alice", kind="completion") == 3
+
+
+@in_a_loop
+async def test_of_a_stream_that_was_told_its_position_the_first_token_is_the_engines(
+    house: Gatehouse,
+) -> None:
+    house.environment = {"SSE_PING_S": "0.02"}
+    house.backend.script = streaming(EVENT, USAGE, DONE)
+    async with house.open():
+        client, _ = await queued(house)
+        told_at = clock.monotonic()
+        await asyncio.sleep(0.1)
+        house.engines.of("demo").answers()
+        await rest_of(client)
+        await house.logged()
+        assert house.counted("router_time_to_first_token_seconds", model="demo") == 1
+        assert house.counted("router_time_per_output_token_seconds", model="demo") == 1
+        [line] = house.scraped("router_time_to_first_token_seconds_sum")
+        assert 0.1 <= float(line.split()[1]) < clock.monotonic() - told_at + 0.1
 
 
 @in_a_loop

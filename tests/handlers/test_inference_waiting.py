@@ -214,6 +214,33 @@ async def test_a_request_whose_engine_dies_as_its_turn_comes_waits_for_the_next_
 
 
 @in_a_loop
+async def test_the_wait_for_a_slot_that_was_lost_in_the_moment_of_its_grant_is_counted_once_and_as_a_wait(
+    house: Gatehouse,
+) -> None:
+    async with house.open():
+        house.engines.loads_at_once = False
+        asked = asyncio.ensure_future(house.ask(PATH, CHAT))
+        for is_lost in (True, False):
+            await eventually(lambda: house.fleet.state("demo") is ModelState.LOADING, "the model loads")
+            await eventually(lambda: house.fleet.queue.depth("demo") == 1, "the request waits")
+            await asyncio.sleep(0.1)
+            house.engines.of("demo").answers()
+            assert house.fleet.queue.running("demo") == 1
+            if is_lost:
+                house.engines.of("demo").ends("killed by SIGSEGV")
+                await eventually(lambda: house.fleet.queue.depth("demo") == 1, "the request waits anew")
+                house.fleet.tick(clock.monotonic() + 2.0)
+        reply = await asked
+        [line] = await house.logged()
+        whole_s = float(line[5].removesuffix(" ms")) / 1000
+        assert house.counted("router_queue_wait_seconds", model="demo", priority="normal") == 1
+        assert 0.2 <= waited_s(house) <= whole_s + 0.001
+        assert int(reply.header("x-queue-wait-ms") or 0) == int(waited_s(house) * 1000)
+        [own] = house.scraped("router_overhead_seconds_sum")
+        assert float(own.split()[1]) < 0.1
+
+
+@in_a_loop
 async def test_once_the_fleet_is_closed_everybody_is_told_to_come_back_later(house: Gatehouse) -> None:
     async with house.open():
         house.fleet.refuse_waiting()
