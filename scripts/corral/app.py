@@ -284,6 +284,7 @@ class App:
         # Before the gate is built there is nobody yet whom the new keys could be given to.
         if load() and self.bulletin.phase is not Phase.STARTING:
             self.gate.keys = self._key_ring()
+            self.fleet.limits_are(self.gate.keys.parallel_limits())
 
     def _every(self, seconds: float, act: Callable[[], None], name: str) -> None:
         tasks.spawn(tasks.every(seconds, act, name, until=lambda: self._ended), name)
