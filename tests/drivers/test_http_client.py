@@ -390,7 +390,9 @@ def test_a_paused_answer_stops_being_read_and_goes_on_when_resumed() -> None:
                 await asyncio.sleep(0.05)
             assert sent < size
             assert not poured.done()
+            assert (client.held_up(address), client.held_up(address._replace(port=1))) == (1, 0)
             answer.resume()
+            assert client.held_up(address) == 0
             await poured
             assert sum(map(len, basin.parts)) == size
 

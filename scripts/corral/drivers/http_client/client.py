@@ -85,6 +85,10 @@ class HttpClient:
             if group and connection in group:
                 group.remove(connection)
 
+    def held_up(self, address: Address) -> int:
+        """How many answers from there wait for a reader that is slow."""
+        return sum(connection.is_held_up for connection in self._open.get(address, ()))
+
     def close(self, address: Address) -> None:
         """Cut every connection to a backend, busy ones too: what a llama-server needs before SIGTERM."""
         self._idle.pop(address, None)

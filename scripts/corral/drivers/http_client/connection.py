@@ -232,6 +232,10 @@ class ClientConnection(asyncio.Protocol):
             self._fail(error)
         sink.flush()
 
+    @property
+    def is_held_up(self) -> bool:
+        return self._answering and self._paused
+
     def pause(self) -> None:
         if not self._paused:
             self._paused = True
