@@ -337,6 +337,18 @@ async def test_a_changed_keys_file_counts_without_being_asked(site: Site) -> Non
 
 
 @in_a_loop
+async def test_what_waits_already_hears_of_its_keys_new_limit(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, int | None]] = []
+    async with site.run() as app:
+        monkeypatch.setattr(app.fleet, "limits_are", told.append)
+        site.write_keys(f"alice:{ALICE}:max_parallel=7\n")
+        await eventually(lambda: told, "the fleet is told")
+        assert told[0]["alice"] == 7
+
+
+@in_a_loop
 async def test_sighup_reads_the_keys_at_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app_module, "KEYS_EVERY_S", 3600.0)
     async with site.run() as app:

@@ -24,6 +24,7 @@ TABLE = {
     "ModelFailed": (503, "server_error", "model_failed"),
     "ModelNotLoaded": (503, "server_error", "model_not_loaded"),
     "ShuttingDown": (503, "server_error", "shutting_down"),
+    "TooManyLargeBodies": (503, "server_error", "too_many_large_bodies"),
     "TooManyConnections": (503, "server_error", "too_many_connections"),
     "QueueTimeout": (504, "server_error", "queue_timeout"),
     "UpstreamTimeout": (504, "server_error", "upstream_timeout"),

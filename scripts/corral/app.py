@@ -64,6 +64,8 @@ IDLE_EVERY_S = 1.0
 # How fast a model is thought to load until it has been seen to: a plain SSD's pace.
 READ_BYTES_PER_S = 1 << 30
 DRAIN_POLL_S = 0.02
+# Of 10,000 clients each may send 10 MiB, and no machine has 100 GiB to spare for that.
+BODIES_MAX_BYTES = 512 * 2**20
 GC_THRESHOLDS = (10_000, 20, 20)
 
 
@@ -242,6 +244,7 @@ class App:
         limits = ServerLimits(
             head=http1.Limits(headers_max=own.headers_max, line_max_bytes=own.header_line_max_bytes),
             body_max_bytes=own.body_max_bytes,
+            bodies_max_bytes=max(BODIES_MAX_BYTES, own.body_max_bytes),
             connections_max=descriptors.connections_allowed(own.connections_max),
             header_timeout_s=own.header_timeout_s,
             body_timeout_s=own.body_timeout_s,
@@ -281,6 +284,7 @@ class App:
         # Before the gate is built there is nobody yet whom the new keys could be given to.
         if load() and self.bulletin.phase is not Phase.STARTING:
             self.gate.keys = self._key_ring()
+            self.fleet.limits_are(self.gate.keys.parallel_limits())
 
     def _every(self, seconds: float, act: Callable[[], None], name: str) -> None:
         tasks.spawn(tasks.every(seconds, act, name, until=lambda: self._ended), name)

@@ -138,6 +138,10 @@ class TooManyConnections(CorralError):
     status, code = 503, "too_many_connections"
 
 
+class TooManyLargeBodies(CorralError):
+    status, code = 503, "too_many_large_bodies"
+
+
 class QueueTimeout(CorralError):
     status, code = 504, "queue_timeout"
 

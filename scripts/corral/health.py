@@ -48,6 +48,7 @@ GATEWAY_POLL_S = 1.0
 LIMITS = ServerLimits(
     head=http1.Limits(),
     body_max_bytes=0,
+    bodies_max_bytes=0,
     connections_max=1000,
     header_timeout_s=10.0,
     body_timeout_s=10.0,

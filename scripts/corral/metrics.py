@@ -180,7 +180,7 @@ class Metrics:
         )
         self.queue_wait_seconds = self._histogram(
             "router_queue_wait_seconds",
-            "Time that a request waited for its model",
+            "Time that a request waited for its model, be it in vain",
             FIRST_TOKEN_BOUNDS,
             "model",
             "priority",

@@ -23,6 +23,7 @@ PATIENCE_S = 10.0
 LIMITS = ServerLimits(
     head=http1.Limits(),
     body_max_bytes=1_000_000,
+    bodies_max_bytes=10_000_000,
     connections_max=100,
     header_timeout_s=10.0,
     body_timeout_s=10.0,

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from corral import errors
 from corral.drivers import connections, tasks
+from corral.drivers.event_loop import new_event_loop
 from corral.drivers.http_client import Address, BackendGone, HttpClient
 from corral.drivers.http_client.connection import UNREAD_MAX_BYTES
 from corral.drivers.http_server import Exchange
@@ -18,6 +21,7 @@ from corral.drivers.tasks import Bell
 from corral.formats import http1
 from tests.drivers.serving import serving
 from tests.in_a_loop import turns
+from tests.waiting import eventually
 
 PACKAGE = "corral.drivers.http_client"
 GET = http1.request_head("GET", "/", [(b"host", b"x")])
@@ -333,7 +337,7 @@ def test_letting_an_answer_go_closes_its_connection_at_once() -> None:
             answer = await client.send(address, "GET", GET, silence_s=5)
             answer.close()
             answer.close()
-            await tasks.as_task(asyncio.wait_for(seen_end.wait(), 5))
+            await eventually(seen_end.is_set, "the backend sees the end")
 
     run(work())
 
@@ -387,7 +391,9 @@ def test_a_paused_answer_stops_being_read_and_goes_on_when_resumed() -> None:
                 await asyncio.sleep(0.05)
             assert sent < size
             assert not poured.done()
+            assert (client.held_up(address), client.held_up(address._replace(port=1))) == (1, 0)
             answer.resume()
+            assert client.held_up(address) == 0
             await poured
             assert sum(map(len, basin.parts)) == size
 
@@ -437,8 +443,8 @@ def test_a_connection_whose_asker_left_meanwhile_is_closed(monkeypatch: pytest.M
             monkeypatch.setattr(f"{PACKAGE}.client.connect", connect_and_leave)
             asking = tasks.Strand(ask_in_vain(), ends.append)
             asking.step()
-            await tasks.as_task(asyncio.wait_for(opened.wait(), 5))
-            await tasks.as_task(asyncio.wait_for(closed.wait(), 5))
+            await eventually(opened.is_set, "it is open")
+            await eventually(closed.is_set, "it is closed")
         assert [type(end) for end in ends] == [asyncio.CancelledError]
 
     run(work())
@@ -463,3 +469,63 @@ def test_a_head_in_two_pieces_with_much_behind_it_does_not_stop_the_pouring() ->
             assert await asked == body + b"y"
 
     run(work())
+
+
+# The end of a kept connection ----------------------------------------------------------------------
+
+
+class Listening:
+    """A backend whose every step is taken by the test, with no turn of the event loop in between."""
+
+    def __init__(self, socket_path: str) -> None:
+        at_port = socket.create_server(("127.0.0.1", 0))
+        self.address = Address("127.0.0.1", at_port.getsockname()[1], socket_path)
+        self._listeners = [at_port]
+        if socket_path:
+            self._listeners.append(socket.socket(socket.AF_UNIX))
+            self._listeners[-1].bind(socket_path)
+            self._listeners[-1].listen()
+        self._taken: list[socket.socket] = []
+
+    def take(self) -> socket.socket:
+        connected, _ = self._listeners[-1].accept()
+        self._taken.append(connected)
+        return connected
+
+    def die(self) -> None:
+        """All that is open closes at once, as the kernel does it for a process that dies."""
+        for each in (*self._taken, *self._listeners):
+            each.close()
+
+
+@pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, new_event_loop], ids=["asyncio's", "ours"])
+@pytest.mark.parametrize("was_there", [False, True], ids=["before the request came", "over the request"])
+@pytest.mark.parametrize("at", ["port", "socket"])
+def test_a_backend_that_has_closed_a_kept_connection_had_the_request_or_not(
+    make_loop: Callable[[], asyncio.AbstractEventLoop], was_there: bool, at: str, tmp_path: Path
+) -> None:
+    """And no other is to be had, because it has died: of which requests it can have died is asked then."""
+
+    async def work() -> None:
+        backend = Listening(str(tmp_path / "near.sock") if at == "socket" else "")
+        client = HttpClient(Patrol(0.005))
+        first = tasks.outcome(ask(client, backend.address))
+        await turns()
+        connected = backend.take()
+        await eventually(lambda: connected.recv(len(GET), socket.MSG_DONTWAIT), "the first request")
+        connected.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        assert await first == b"ok"
+        assert client._idle[backend.address]
+        if not was_there:
+            backend.die()
+        second = tasks.outcome(ask(client, backend.address))
+        if was_there:
+            await turns()
+            assert connected.recv(len(GET)) == GET
+            backend.die()
+        with pytest.raises(BackendGone) as caught:
+            await second
+        assert caught.value.was_sent is was_there
+
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        runner.run(asyncio.wait_for(work(), 20))

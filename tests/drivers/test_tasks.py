@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from corral.drivers.tasks import Bell, Repeat, Strand, as_task, every, outcome, spawn
+from corral.drivers.tasks import Bell, Repeat, Strand, every, outcome, spawn
 
 
 def strand(coroutine: Coroutine[Any, None, None], ends: list[BaseException | None]) -> Strand:
@@ -286,18 +286,6 @@ def test_outcome_hands_on_results_errors_and_cancellations() -> None:
             await outcome(cancelled())
 
     asyncio.run(main())
-
-
-def test_as_task_gives_asyncios_own_coroutines_the_task_they_want() -> None:
-    async def main() -> bool:
-        async def wants_a_task() -> bool:
-            async with asyncio.timeout(5):
-                await asyncio.sleep(0)
-                return asyncio.current_task() is not None
-
-        return await outcome(as_task(wants_a_task()))
-
-    assert asyncio.run(main())
 
 
 def test_a_thousand_hand_overs_do_not_make_a_deep_stack() -> None:

@@ -47,6 +47,22 @@ async def test_a_process_that_says_nothing_has_those_it_was_started_with(herd: H
         await turns()
 
 
+# Limits of keys ----------------------------------------------------------------------------------
+
+
+@with_herd({"a": 2})
+async def test_a_key_that_may_run_more_from_now_on_need_not_ask_again(herd: Herd) -> None:
+    await herd.ready("a")
+    first, second = (herd.ask("a", key_id="k", max_parallel=1) for _ in range(2))
+    await turns()
+    assert (first.is_served, second.waits) == (True, True)
+    herd.fleet.limits_are({"k": 2})
+    await turns()
+    assert second.is_served
+    first.finishes()
+    second.finishes()
+
+
 # Abandoned requests ------------------------------------------------------------------------------
 
 

@@ -334,3 +334,17 @@ async def test_a_model_that_need_not_be_loaded_can_be_asked_not_to_be(house: Gat
         assert not house.engines.started
         assert (await house.ask(PATH, CHAT, headers={"x-model-load": "always"})).status == 200
         assert (await house.ask(PATH, CHAT, headers=never)).status == 200
+
+
+@in_a_loop
+async def test_a_large_body_for_which_there_is_no_room_is_to_come_again(house: Gatehouse) -> None:
+    house.limits = dataclasses.replace(house.limits, bodies_max_bytes=100_000)
+    body = CHAT | {"padding": "x" * 100_000}
+    async with house.open():
+        reply = await house.ask(PATH, body)
+        [line] = await house.logged()
+        assert (reply.status, reply.error["code"]) == (503, "too_many_large_bodies")
+        assert reply.header("retry-after") == "5"
+        assert (line[3], line[9]) == ("503", "too_many_large_bodies")
+        assert (await house.ask(PATH, CHAT | {"padding": "x" * 90_000})).status == 200
+        assert house.server.body_room.free_bytes == 100_000

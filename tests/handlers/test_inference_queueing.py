@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from corral.drivers import clock
 from corral.formats import http1
 from corral.formats.priority import Priority
+from corral.formats.status import ModelState
 from corral.handlers.wishes import BYTES_PER_EVENT, PROMPT_TOKENS_MAX
 from corral.policy.scheduler import Ticket
 from tests.drivers.serving import RawClient
@@ -19,6 +21,7 @@ from tests.handlers.gatehouse import (
     STREAM_HEAD,
     Gatehouse,
     Reply,
+    Seen,
     answering,
     read_head,
     read_reply,
@@ -169,6 +172,34 @@ async def test_nor_for_the_engine(house: Gatehouse) -> None:
 
 
 @in_a_loop
+async def test_nor_for_its_own_body(house: Gatehouse) -> None:
+    async with house.open():
+        client = await house.connect()
+        client.send(request(PATH, CHAT, headers={"x-request-timeout": "0.05"})[:-5])
+        reply = await read_reply(client)
+    assert (reply.status, reply.error["code"]) == (408, "request_timeout")
+    assert (
+        "body was not here and read after 0.05 s, the most that its X-Request-Timeout allows"
+        in (reply.error["message"])
+    )
+    assert not house.engines.started
+
+
+@in_a_loop
+async def test_nor_in_the_queue_for_the_second_time(house: Gatehouse) -> None:
+    async def dies(_seen: Seen, writer: asyncio.StreamWriter) -> None:
+        house.engines.of("demo").ends("killed by SIGSEGV")
+        writer.close()
+
+    house.backend.script = dies
+    async with house.open():
+        reply = await house.ask(PATH, CHAT, headers={"x-request-timeout": "0.2"})
+        assert house.fleet.state("demo") is ModelState.BACKOFF
+    assert (reply.status, reply.error["code"]) == (504, "queue_timeout")
+    assert "No slot of 'demo' came free" in reply.error["message"]
+
+
+@in_a_loop
 async def test_of_a_key_only_so_many_wait(house: Gatehouse) -> None:
     house.keys = f"alice:{KEY}:rpm=0,max_parallel=1,max_waiting=1\n"
     house.backend.script = silence
@@ -234,6 +265,25 @@ async def test_a_stream_that_waits_long_is_told_its_position_and_then_gets_the_e
         [line] = await house.logged()
     assert (line[3], line[9]) == ("200", "-")
     assert house.counted("router_tokens_total", model="demo", key_id="alice", kind="completion") == 3
+
+
+@in_a_loop
+async def test_of_a_stream_that_was_told_its_position_the_first_token_is_the_engines(
+    house: Gatehouse,
+) -> None:
+    house.environment = {"SSE_PING_S": "0.02"}
+    house.backend.script = streaming(EVENT, USAGE, DONE)
+    async with house.open():
+        client, _ = await queued(house)
+        told_at = clock.monotonic()
+        await asyncio.sleep(0.1)
+        house.engines.of("demo").answers()
+        await rest_of(client)
+        await house.logged()
+        assert house.counted("router_time_to_first_token_seconds", model="demo") == 1
+        assert house.counted("router_time_per_output_token_seconds", model="demo") == 1
+        [line] = house.scraped("router_time_to_first_token_seconds_sum")
+        assert 0.1 <= float(line.split()[1]) < clock.monotonic() - told_at + 0.1
 
 
 @in_a_loop

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from corral.drivers import clock
 from corral.formats import http1
 from corral.formats.status import ModelState
@@ -88,6 +90,57 @@ async def test_a_wait_for_a_load_is_told_to_the_client_and_counted(house: Gateho
         assert house.counted("router_queue_wait_seconds", model="demo", priority="normal") == 1
 
 
+def waited_s(house: Gatehouse) -> float:
+    [line] = house.scraped("router_queue_wait_seconds_sum")
+    return float(line.split()[1])
+
+
+@pytest.mark.parametrize("how", ["its time is up", "it is refused", "it leaves"])
+@in_a_loop
+async def test_a_wait_in_vain_is_counted_like_any_other(house: Gatehouse, how: str) -> None:
+    headers = {"x-request-timeout": "0.05"} if how == "its time is up" else {}
+    async with house.open():
+        house.engines.loads_at_once = False
+        client = await house.connect()
+        client.send(request(PATH, CHAT, headers=headers))
+        await eventually(lambda: house.fleet.queue.depth("demo") == 1, "the request waits")
+        began_at = clock.monotonic()
+        await asyncio.sleep(0.02)
+        if how == "it is refused":
+            house.engines.of("demo").ends("exit code 1")
+        elif how == "it leaves":
+            await leaves(client)
+        await house.logged()
+        assert house.counted("router_queue_wait_seconds", model="demo", priority="normal") == 1
+        assert 0.02 <= waited_s(house) <= clock.monotonic() - began_at + 0.01
+
+
+@in_a_loop
+async def test_who_was_not_let_into_the_queue_has_not_waited(house: Gatehouse) -> None:
+    async with house.open():
+        house.fleet.refuse_waiting()
+        assert (await house.ask(PATH, CHAT)).status == 503
+        await house.logged()
+        assert not house.scraped("router_queue_wait_seconds")
+
+
+@in_a_loop
+async def test_a_second_wait_in_vain_is_counted_together_with_the_first_and_without_the_engines_time(
+    house: Gatehouse,
+) -> None:
+    async def dies_later(_seen: Seen, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.2)
+        house.engines.of("demo").ends("killed by SIGSEGV")
+        writer.close()
+
+    house.backend.script = dies_later
+    async with house.open():
+        assert (await house.ask(PATH, CHAT, headers={"x-request-timeout": "0.3"})).status == 504
+        await house.logged()
+        assert house.counted("router_queue_wait_seconds", model="demo", priority="normal") == 1
+        assert 0.02 <= waited_s(house) < 0.2
+
+
 @in_a_loop
 async def test_a_model_that_dies_loading_is_503_with_its_last_words(house: Gatehouse) -> None:
     async with house.open():
@@ -158,6 +211,33 @@ async def test_a_request_whose_engine_dies_as_its_turn_comes_waits_for_the_next_
         house.engines.of("demo").answers()
         assert (await asked).status == 200
         assert len(house.backend.seen) == 1
+
+
+@in_a_loop
+async def test_the_wait_for_a_slot_that_was_lost_in_the_moment_of_its_grant_is_counted_once_and_as_a_wait(
+    house: Gatehouse,
+) -> None:
+    async with house.open():
+        house.engines.loads_at_once = False
+        asked = asyncio.ensure_future(house.ask(PATH, CHAT))
+        for is_lost in (True, False):
+            await eventually(lambda: house.fleet.state("demo") is ModelState.LOADING, "the model loads")
+            await eventually(lambda: house.fleet.queue.depth("demo") == 1, "the request waits")
+            await asyncio.sleep(0.1)
+            house.engines.of("demo").answers()
+            assert house.fleet.queue.running("demo") == 1
+            if is_lost:
+                house.engines.of("demo").ends("killed by SIGSEGV")
+                await eventually(lambda: house.fleet.queue.depth("demo") == 1, "the request waits anew")
+                house.fleet.tick(clock.monotonic() + 2.0)
+        reply = await asked
+        [line] = await house.logged()
+        whole_s = float(line[5].removesuffix(" ms")) / 1000
+        assert house.counted("router_queue_wait_seconds", model="demo", priority="normal") == 1
+        assert 0.2 <= waited_s(house) <= whole_s + 0.001
+        assert int(reply.header("x-queue-wait-ms") or 0) == int(waited_s(house) * 1000)
+        [own] = house.scraped("router_overhead_seconds_sum")
+        assert float(own.split()[1]) < 0.1
 
 
 @in_a_loop

@@ -31,6 +31,9 @@ class NoWire:
     def reset(self) -> None:
         pass
 
+    def hold_body(self, size: int) -> None:
+        raise AssertionError("nobody sends as much")
+
     async def more_body(self) -> None:
         raise AssertionError("nobody sends more")
 

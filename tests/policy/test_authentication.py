@@ -236,3 +236,17 @@ def test_patterns_with_many_stars_take_no_exploding_time() -> None:
     assert permits(principal, "a" * 255) is False
     # Backtracking over 50 stars would take longer than the universe has; this takes a millisecond.
     assert time.process_time() - before < 1
+
+
+# Limits -----------------------------------------------------------------------------------------
+
+
+def test_how_many_a_key_may_run_is_known_where_its_lines_agree() -> None:
+    keys = ring(
+        f"alice:{ALICE}:max_parallel=4\n"
+        "free:sk-free-0123456789\n"
+        f"batch:{BATCH}:max_parallel=1\nbatch:sk-batch-9876543210:max_parallel=1\n"
+        "torn:sk-torn-0123456789:max_parallel=1\ntorn:sk-torn-9876543210\n",
+        env_key="sk-env-0123456789",
+    )
+    assert keys.parallel_limits() == {"alice": 4, "free": None, "batch": 1, "env": None}

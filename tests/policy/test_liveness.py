@@ -44,6 +44,18 @@ def test_a_process_that_answers_is_judged_by_its_slots(
     assert judge(sample(0.0, before), sample(2.0, after, cpu_s=2.0, output_bytes=9), requests) is verdict
 
 
+@pytest.mark.parametrize(("held_up_before", "held_up_after"), [(1, 1), (1, 0), (0, 1)])
+def test_what_waits_for_its_reader_need_not_be_in_a_slot(held_up_before: int, held_up_after: int) -> None:
+    """The engine may be through with it, and the others are not to blame for that."""
+    before = sample(0.0, (Slot(0, 7, 100),))._replace(held_up=held_up_before)
+    moved = sample(2.0, (Slot(0, 7, 101),))._replace(held_up=held_up_after)
+    stood = sample(2.0, (Slot(0, 7, 100),))._replace(held_up=held_up_after)
+    assert judge(before, moved, requests=2) is Verdict.WORKING
+    assert judge(before, moved, requests=3) is Verdict.REQUEST_STUCK
+    # It is not held up itself, or nobody would ask.
+    assert judge(before, stood, requests=1) is Verdict.REQUEST_STUCK
+
+
 @pytest.mark.parametrize(
     ("after", "verdict"),
     [

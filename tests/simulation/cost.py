@@ -40,3 +40,24 @@ def decision_us(waiting: int, keys: int) -> float:
         assert isinstance(granted, Grant)
         running = granted.ticket
     return (time.process_time() - began_at) / DECISIONS / 3 * 1e6
+
+
+def departure_us(claimed: int) -> float:
+    """A request comes and is over, 500 times a second, while others wait for so many models that are off."""
+    others = [f"other-{number}" for number in range(claimed)]
+    limits = {name: ModelLimits(1, pinned=False, queue_max=1, load_s_guess=5.0) for name in ("a", *others)}
+    scheduler = Scheduler(limits, 1, Herd(), Terms(30.0, 20.0, 1e9), 0.0)
+    scheduler.model_is("a", ModelState.READY, 0.0)
+    spent_s, now = 0.0, 0.0
+    for number in range(DECISIONS):
+        now += 0.002
+        ticket = Ticket(Wish("a", "", prompt_tokens=100), now, 1e9)
+        scheduler.arrive(ticket, now)
+        if number == DECISIONS // 2:
+            # In use by now, and worth its place to those who have not waited long.
+            for name in others:
+                assert scheduler.arrive(Ticket(Wish(name, ""), now, 1e9), now) == []
+        began_at = time.process_time()
+        assert scheduler.depart(ticket, now + 0.001, Usage(100, 50)) == []
+        spent_s += (time.process_time() - began_at) * (number >= DECISIONS // 2)
+    return spent_s / (DECISIONS // 2) * 1e6

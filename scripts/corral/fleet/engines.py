@@ -166,7 +166,8 @@ class LlamaEngine:
         answer = await self._get("/slots")
         slots = read_busy(answer[1]) if answer is not None and answer[0] == 200 else None
         cpu_s = process_facts.work_of(self.pid).cpu_s
-        return Sample(clock.monotonic(), slots, cpu_s, self._process.output_bytes)
+        held_up = self._client.held_up(self.address)
+        return Sample(clock.monotonic(), slots, cpu_s, self._process.output_bytes, held_up)
 
     async def _get(self, path: str) -> tuple[int, bytes] | None:
         """Status and body of a short answer, or None if there was none in time."""

@@ -89,8 +89,7 @@ class Fleet:
         self._idle_timeout_s = idle_timeout_s
         self._queue_timeout_s = terms.queue_timeout_s
         self._request_timeout_s = request_timeout_s
-        self._look_every_s = look_every_s
-        self._looked_at = 0.0
+        self._look_every_s, self._looked_at = look_every_s, 0.0
         self._on_change = on_change
         self._gallery = Gallery()
         self._closing = False
@@ -216,6 +215,10 @@ class Fleet:
         """The models that were given up, or wait for their next try."""
         wrong = (ModelState.FAILED, ModelState.BACKOFF)
         return [replace(model) for model in self._models.values() if model.state in wrong]
+
+    def limits_are(self, limits: Mapping[str, int | None]) -> None:
+        """So many requests each of these keys may run at a time from now on, those that wait included."""
+        self._carry_out(self._scheduler.limits_are(limits, clock.monotonic()))
 
     # From the clock ----------------------------------------------------------------------------
 

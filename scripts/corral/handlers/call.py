@@ -32,6 +32,7 @@ class Call:
         "gone",
         "id_line",
         "is_inference",
+        "is_queued",
         "key_id",
         "lines",
         "lost_s",
@@ -51,6 +52,7 @@ class Call:
         self.key_id = "-"
         self.model = ""
         self.is_inference = False
+        self.is_queued = False  # it waits for a slot, perhaps for another one
         self.reached_model = False
         self.id_line = b"x-request-id: %b\r\n" % self.request_id.encode()
         # Headers that every answer to this request carries, errors included, as they stand in its head.

@@ -107,7 +107,13 @@ async def serve(gate: Gate, call: Call, wish: Wish, asked_at: float, body: bytes
 async def wait_for_turn(gate: Gate, call: Call, lease: Lease) -> None:
     if call.wants_stream and call.exchange.head.path in STREAMS:
         lease.on_waiting = gate.settings.server.sse_ping_s, partial(say_queued, call)
-    await lease.granted()
+    call.is_queued = True
+    try:
+        await lease.granted()
+    finally:
+        call.is_queued = False
+        # Who has waited in vain has waited too.
+        call.queue_wait_s = clock.monotonic() - lease.ticket.arrived_at - call.lost_s
 
 
 async def converse(gate: Gate, call: Call, lease: Lease, body: bytes) -> None:
@@ -194,11 +200,18 @@ def limit_time(gate: Gate, call: Call, visitor: Visitor) -> None:
 
 
 def too_long(call: Call, allowed_s: float, why: str) -> errors.CorralError:
-    kind = errors.UpstreamTimeout if call.reached_model else errors.QueueTimeout
-    return kind(
-        f"The request was not through after {allowed_s:g} s, the most that {why}. "
-        "Ask for fewer tokens, or allow more time."
-    )
+    """What a request that has used up its time is told: what it has come to, and what may help."""
+    limit = f"{allowed_s:g} s, the most that {why}"
+    if not call.model:
+        message = (
+            f"The request's body was not here and read after {limit}. Send it faster, or allow more time."
+        )
+        return errors.RequestTimeout(message)
+    if call.is_queued or not call.reached_model:
+        message = f"No slot of {call.model!r} came free within {limit}. Try again later, or allow more time."
+        return errors.QueueTimeout(message)
+    message = f"The answer was not through after {limit}. Ask for fewer tokens, or allow more time."
+    return errors.UpstreamTimeout(message)
 
 
 def passed_on_whole(gate: Gate, call: Call, answer: Answer) -> bool:

@@ -24,6 +24,7 @@ from corral.formats.status import (
 from corral.handlers.call import Call
 from corral.handlers.gate import Gate
 from corral.handlers.models import name_in
+from corral.handlers.orders import read_order
 from corral.handlers.replies import send_json
 from corral.policy.authentication import Principal, permits
 from corral.policy.lifecycle import RESIDENT
@@ -82,11 +83,7 @@ async def reset(gate: Gate, call: Call) -> None:
 
 
 async def named_in_body(gate: Gate, call: Call) -> Model:
-    principal = gate.authenticate(call)
-    gate.admit(call, principal)
-    body = await call.exchange.body()
-    form_type = openai.form_type(call.exchange.head.header(b"content-type"))
-    intent = openai.read_intent(body, form_type)
+    principal, intent = await read_order(gate, call)
     model = gate.choose_model(intent.model, principal)
     call.model = model.name
     return model

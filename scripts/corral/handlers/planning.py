@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from corral.formats import openai
 from corral.handlers.call import Call
 from corral.handlers.gate import Gate
+from corral.handlers.orders import read_order
 from corral.handlers.replies import send_json
 from corral.policy.memory_report import plan_document, vram_document
 from corral.policy.plan import Plan
@@ -14,11 +14,7 @@ from corral.policy.plan import Plan
 
 async def plan(gate: Gate, call: Call) -> None:
     """A dry run of a load: of the model that the body names, or of all that the key may use."""
-    principal = gate.authenticate(call)
-    gate.admit(call, principal)
-    body = await call.exchange.body()
-    form_type = openai.form_type(call.exchange.head.header(b"content-type"))
-    intent = openai.read_intent(body or b"{}", form_type)
+    principal, intent = await read_order(gate, call, if_empty=b"{}")
     if intent.model is None:
         plans = await gate.fleet.plan([model.name for model in gate.permitted(principal)])
         send_json(call, {"plans": [_document(gate, each) for each in plans]})

@@ -145,6 +145,9 @@ class Recorder:
         self._metrics.request_duration_seconds.labels(model).observe(
             call.ended_at - call.exchange.received_at
         )
+        if call.queue_wait_s:
+            waits = self._metrics.queue_wait_seconds.labels(model, PRIORITIES[call.priority])
+            waits.observe(call.queue_wait_s)
         if call.model:  # not for strangers: whoever scans the internet must not keep a machine awake
             self.last_activity_at = call.ended_at
         if call.error is not None:

@@ -81,6 +81,13 @@ class KeyRing:
             return None
         return entry[1]
 
+    def parallel_limits(self) -> dict[str, int | None]:
+        """How many requests each key_id may run at a time; not for one whose lines say different things."""
+        found: dict[str, set[int | None]] = {}
+        for _digest, principal in self._by_digest.values():
+            found.setdefault(principal.key_id, set()).add(principal.max_parallel)
+        return {key_id: limits.pop() for key_id, limits in found.items() if len(limits) == 1}
+
 
 def _principal(record: KeyRecord, requests_per_minute: int) -> Principal:
     own_rate = record.requests_per_minute

@@ -12,6 +12,9 @@ decide:
 - it does not answer and nothing moves: this request is ended, and the process is on probation. Only if it
   stays unanswering and motionless for all of `PROBATION_S` is it killed.
 
+An answer that waits for its slow reader is left out of the count: the engine may be through with it, and
+have no slot for it any more. If it is not, its slot may hide for a while that another request stands still.
+
 `/health` is no witness: it is answered by a thread that knows nothing of the one that computes (measured).
 """
 
@@ -38,6 +41,7 @@ class Sample(NamedTuple):
     slots: tuple[Slot, ...] | None  # None: it did not answer
     cpu_s: float
     output_bytes: int
+    held_up: int = 0  # answers of it that wait for a slow reader
 
 
 class Verdict(Enum):
@@ -54,7 +58,8 @@ def judge(before: Sample, after: Sample, requests: int) -> Verdict:
     # A slot that was not busy before, or has another task now, has moved too.
     moved = sum(slot != known.get(slot.number) for slot in after.slots)
     finished = len(known.keys() - {slot.number for slot in after.slots})
-    return Verdict.WORKING if moved + finished >= requests else Verdict.REQUEST_STUCK
+    expected = max(1, requests - max(before.held_up, after.held_up))
+    return Verdict.WORKING if moved + finished >= expected else Verdict.REQUEST_STUCK
 
 
 def moves(before: Sample, after: Sample) -> bool:

@@ -77,6 +77,39 @@ def test_a_limit_that_was_raised_meanwhile_holds_for_what_came_since_too() -> No
     assert herd.depart(since, 4.0) == [Grant(before)]
 
 
+def test_a_limit_that_is_raised_reaches_what_waits_already() -> None:
+    herd = scheduler(a=ModelLimits(slots=4, pinned=False, queue_max=10), b=ONE_SLOT)
+    for name in "ab":
+        ready(herd, name)
+    running, _ = arrive(herd, "a", 1.0, key_id="k", max_parallel=1)
+    waiting = [arrive(herd, name, 2.0, key_id="k", max_parallel=1)[0] for name in "baa"]
+    of_others = [arrive(herd, "a", 2.0, key_id="other", max_parallel=1)[0] for _ in range(2)]
+    assert herd.limits_are({"k": 1, "other": 1, "nobody": 9}, 3.0) == []
+    # One of each model may go on; whatever has waited longest is the first.
+    assert herd.limits_are({"k": 3}, 4.0) == [Grant(waiting[0]), Grant(waiting[1])]
+    assert herd.depart(waiting[0], 5.0) == [Grant(waiting[2])]
+    assert herd.depart(of_others[0], 6.0) == [Grant(of_others[1])]
+    for ticket in (running, *waiting[1:], of_others[1]):
+        herd.depart(ticket, 7.0)
+    assert herd._keys == {}
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, None), (None, 1)], ids=["lifted", "set"])
+def test_a_limit_may_come_and_go_while_requests_wait(before: int | None, after: int | None) -> None:
+    herd = scheduler(a=TWO_SLOTS)
+    ready(herd, "a")
+    others = [arrive(herd, "a", 1.0, key_id="other")[0] for _ in range(2)]
+    waiting = [arrive(herd, "a", 2.0, key_id="k", max_parallel=before)[0] for _ in range(3)]
+    assert herd.limits_are({"k": after}, 3.0) == []
+    assert herd.depart(others[0], 4.0) == [Grant(waiting[0])]
+    assert herd.depart(others[1], 5.0) == ([Grant(waiting[1])] if after is None else [])
+    herd.depart(waiting[0], 6.0)
+    assert waiting[1].granted_at is not None
+    for ticket in waiting:
+        herd.depart(ticket, 7.0)
+    assert herd._keys == {}
+
+
 def test_who_leaves_the_front_of_a_held_line_may_let_the_next_one_go() -> None:
     herd = scheduler(a=TWO_SLOTS)
     ready(herd, "a")

@@ -49,12 +49,13 @@ class HttpClient:
                 connection.abort()
                 if not (was_kept and isinstance(error, BackendGone)):
                     raise
+                was_sent = error.was_sent
             # It may have been closed long before. Once more, on a new one.
             was_kept = False
             try:
                 connection = await self._connect(address)
             except BackendGone as gone:
-                gone.was_sent = True
+                gone.was_sent = was_sent
                 raise
 
     async def _connect(self, address: Address) -> ClientConnection:
@@ -85,6 +86,10 @@ class HttpClient:
         for group in (self._idle.get(connection.address), self._open.get(connection.address)):
             if group and connection in group:
                 group.remove(connection)
+
+    def held_up(self, address: Address) -> int:
+        """How many answers from there wait for a reader that is slow."""
+        return sum(connection.is_held_up for connection in self._open.get(address, ()))
 
     def close(self, address: Address) -> None:
         """Cut every connection to a backend, busy ones too: what a llama-server needs before SIGTERM."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import socket
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -22,6 +23,8 @@ from corral.formats import http1
 IDLE_MAX_S = 4.0
 UNREAD_MAX_BYTES = 256 * 1024
 HEAD_LIMITS = http1.Limits(headers_max=128, line_max_bytes=16 * 1024)
+# The state of a connection that a reset has ended, as Linux numbers it (include/net/tcp_states.h).
+TCP_CLOSE = 7
 
 
 class Address(NamedTuple):
@@ -37,7 +40,7 @@ class Address(NamedTuple):
 class BackendGone(errors.UpstreamError):
     """The backend closed the connection, or refused it, before a byte of its answer came."""
 
-    # Whether any of the request may have reached it.
+    # Whether the request may have reached it.
     was_sent = True
 
 
@@ -67,6 +70,7 @@ class ClientConnection(asyncio.Protocol):
         self._answering = False
         self._heard = False
         self._heard_anew = False  # since the patrol's last look
+        self._found_closed = False  # by a request that came too late to reach the backend
         self._keep_alive = False
         self._poured = False
         self._whole: tuple[http1.ResponseHead, bytes] | None = None
@@ -110,17 +114,37 @@ class ClientConnection(asyncio.Protocol):
             self._reader.feed_eof()
             if self._sink is not None:
                 self._pour_on(self._sink)
+        elif self._answering:
+            self._found_closed = self._was_closed_before()
         return False
+
+    def _was_closed_before(self) -> bool:
+        """Whether an end that came unanswered came before the request did.
+
+        What reaches a socket that its process has closed, the kernel answers with a reset; within one
+        machine that has come by the time the request is sent. A process that dies over a request has read
+        it, and leaves an orderly end. A socket without a port says it itself: who is too late has an error.
+        """
+        if self.transport.get_write_buffer_size():
+            return True  # not all of it has left
+        ended: socket.socket = self.transport.get_extra_info("socket")
+        if ended.family == socket.AF_UNIX or not hasattr(socket, "TCP_INFO"):
+            return False
+        return ended.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_CLOSE
 
     def connection_lost(self, error: Exception | None) -> None:
         self._pool.forget(self)
         if self._answering:
+            # What it would not take, or has left unread.
+            self._found_closed |= isinstance(error, (BrokenPipeError, ConnectionResetError))
             self._fail(self._lost(error))
 
     def _lost(self, error: Exception | None) -> errors.CorralError:
         reason = f" ({error})" if error is not None else ""
         if not self._heard:
-            return BackendGone(f"The backend at {self.address} closed the connection unanswered{reason}.")
+            gone = BackendGone(f"The backend at {self.address} closed the connection unanswered{reason}.")
+            gone.was_sent = not self._found_closed
+            return gone
         return errors.UpstreamError(
             f"The backend at {self.address} closed the connection in the middle of its answer{reason}."
         )
@@ -138,6 +162,7 @@ class ClientConnection(asyncio.Protocol):
         """Send a request."""
         self._heard = self._heard_anew = False
         if self.transport.is_closing():
+            self._found_closed = True
             raise self._error or self._lost(None)
         self._answering, self._poured, self._whole = True, False, None
         self._silence_s, self._on_silence = silence_s, on_silence
@@ -208,6 +233,10 @@ class ClientConnection(asyncio.Protocol):
         except errors.CorralError as error:
             self._fail(error)
         sink.flush()
+
+    @property
+    def is_held_up(self) -> bool:
+        return self._answering and self._paused
 
     def pause(self) -> None:
         if not self._paused:

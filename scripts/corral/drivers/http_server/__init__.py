@@ -2,6 +2,7 @@
 
     exchange     one request and its answer, as a handler sees them
     connection   one client: requests in order, one handler at a time, deadlines, a dignified close
+    body_room    what large bodies may take together
     server       the listener
 
 Nothing here knows of keys, models or JSON: limits come from the caller, and so does the wording of

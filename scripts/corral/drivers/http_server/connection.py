@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from corral import errors
 from corral.drivers import clock
+from corral.drivers.http_server.body_room import BodyRoom
 from corral.drivers.http_server.exchange import Exchange
 from corral.drivers.listening import client_address
 from corral.drivers.tasks import Bell, Strand
@@ -51,6 +52,7 @@ class ClientGone(asyncio.CancelledError):
 class ServerLimits:
     head: http1.Limits
     body_max_bytes: int
+    bodies_max_bytes: int  # of all large ones together
     connections_max: int
     header_timeout_s: float
     body_timeout_s: float
@@ -70,6 +72,7 @@ class Server(Protocol):
     error_page: ErrorPage
     closing: bool
     date_line: clock.PerSecond[bytes]
+    body_room: BodyRoom
 
     @property
     def overfull(self) -> bool: ...
@@ -92,6 +95,7 @@ class Connection(asyncio.Protocol):
         self._body_bell = Bell()
         self._write_bell = Bell()
         self._awaits_body = False
+        self._body_bytes = 0  # that count as a large body's
         self._reading = True
         self._eof = False
         self._lingering = False
@@ -181,6 +185,12 @@ class Connection(asyncio.Protocol):
             self._awaits_body = False
             self._deadline = math.inf
 
+    def hold_body(self, size: int) -> None:
+        """So much of a large body is held from now on, until its request is over."""
+        if size > self._body_bytes:
+            self.server.body_room.take(size - self._body_bytes)
+            self._body_bytes = size
+
     async def writable(self) -> None:
         while self.write_paused:
             await self._write_bell
@@ -252,6 +262,9 @@ class Connection(asyncio.Protocol):
     def _ended(self, error: BaseException | None) -> None:
         """The handler is through. Make the wire agree with that, and go on."""
         self._strand = None
+        if self._body_bytes:
+            self.server.body_room.give_back(self._body_bytes)
+            self._body_bytes = 0
         exchange = self._exchange
         assert exchange is not None
         if (error is not None or not exchange.status) and not isinstance(error, ClientGone):

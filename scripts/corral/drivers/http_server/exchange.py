@@ -13,6 +13,7 @@ from typing import Protocol
 
 from corral import errors
 from corral.drivers import clock
+from corral.drivers.http_server.body_room import SMALL_BODY_BYTES
 from corral.drivers.socket_transport import JOIN_MAX_BYTES
 from corral.formats import http1
 
@@ -44,6 +45,7 @@ class Wire(Protocol):
     def send(self, data: bytes) -> None: ...
     def send_together(self, *pieces: bytes) -> None: ...
     def reset(self) -> None: ...
+    def hold_body(self, size: int) -> None: ...
     async def more_body(self) -> None: ...
     async def writable(self) -> None: ...
 
@@ -105,22 +107,29 @@ class Exchange:
     # The request's body ------------------------------------------------------------------------
 
     def whole_body(self) -> bytes | None:
-        """The whole body, if it is here already. Raises PayloadTooLarge."""
+        """The whole body, if it is here already. Raises PayloadTooLarge, or that there is no room for it."""
         length = self.head.content_length
         if length is not None and length > self._wire.body_max_bytes:
             raise self._too_large(self._wire.body_max_bytes)
         if self.body_done:
             return self._body or b""
+        if length is not None and length > SMALL_BODY_BYTES:
+            self._wire.hold_body(length)
         whole = self._wire.reader.whole_body()
         self.body_done = whole is not None
         return whole
 
-    async def body(self) -> bytes:
-        """The whole body. Raises PayloadTooLarge, RequestTimeout or what is wrong with its framing."""
+    async def body(self, max_bytes: int | None = None) -> bytes:
+        """The whole body. Raises as `whole_body` does, RequestTimeout, or what is wrong with its framing.
+
+        `max_bytes`: if that is less than a body may have at all.
+        """
+        limit = self._wire.body_max_bytes if max_bytes is None else min(max_bytes, self._wire.body_max_bytes)
+        if (self.head.content_length or 0) > limit:
+            raise self._too_large(limit)
         whole = self.whole_body()
         if whole is not None:
             return whole
-        limit = self._wire.body_max_bytes
         parts: list[bytes] = []
         size = 0
         wire = self._wire
@@ -137,12 +146,13 @@ class Exchange:
                 size += len(event.payload)
                 if size > limit:
                     raise self._too_large(limit)
+                if size > SMALL_BODY_BYTES:
+                    wire.hold_body(size)
                 parts.append(event.payload)
 
     def _too_large(self, limit: int) -> errors.PayloadTooLarge:
-        return errors.PayloadTooLarge(
-            f"The request body is larger than {limit} bytes. Send less, or raise MAX_REQUEST_BODY_SIZE."
-        )
+        or_raise = "" if limit < self._wire.body_max_bytes else ", or raise MAX_REQUEST_BODY_SIZE"
+        return errors.PayloadTooLarge(f"The request body is larger than {limit} bytes. Send less{or_raise}.")
 
     # The answer --------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from socket import socket
 from corral import errors
 from corral.drivers import clock
 from corral.drivers.connections import Listener
+from corral.drivers.http_server.body_room import BodyRoom
 from corral.drivers.http_server.connection import Connection, ErrorPage, Handler, ServerLimits
 from corral.drivers.patrol import Patrol
 from corral.drivers.socket_transport import SocketTransport
@@ -45,6 +46,7 @@ class HttpServer:
         self.on_refused = on_refused
         self.date_line = clock.PerSecond(lambda second: b"date: %b\r\n" % clock.http_date(second))
         self.closing = False
+        self.body_room = BodyRoom(limits.bodies_max_bytes)
         self._patrol = patrol
         self._connections: set[Connection] = set()
         self._handshakes: set[Strand] = set()

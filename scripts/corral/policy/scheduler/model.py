@@ -41,6 +41,7 @@ class ModelView:
         "arrived",
         "gave_way_at",
         "name",
+        "offered_at",
         "pace",
         "pinned",
         "place_at",
@@ -70,6 +71,7 @@ class ModelView:
         self.abandoned = 0  # of those that run
         self.used_at = now
         self.gave_way_at = -inf  # when it was last sent away for another model
+        self.offered_at = -inf  # when its place was last offered, and nobody was worth it
         self.place_at = now  # when the next place in a full queue comes free that is promised to nobody
         self.arrived = self.served = self.refused = 0
 

@@ -128,11 +128,19 @@ class Places:
         return actions
 
     def offer(self, view: ModelView, refuse: Refusal, now: float) -> list[Action]:
-        """Nobody waits for this ready model any more: it may be worth less than its place to somebody."""
+        """Nobody waits for this ready model any more: it may be worth less than its place to somebody.
+
+        Hundreds may wait, and a busy model is through with a request every few milliseconds. So who was
+        offered in vain just now is not offered again before the clock asks anyway.
+        """
+        if now - view.offered_at < switching.WORTH_HOLDING_S:
+            return []
         resident = view.as_resident(now)
-        claimants = (claim.claimant for claim in self._unsorted_claims(now))
-        if any(switching.yields(resident, claimant, self._terms) for claimant in claimants):
-            return self.make_loads(refuse, now)  # another may be the better one to go
+        for each in self.wanted.values():
+            claimant = each.as_claimant(now) if each.state is ModelState.OFF else None
+            if claimant is not None and switching.yields(resident, claimant, self._terms):
+                return self.make_loads(refuse, now)  # another may be the better one to go
+        view.offered_at = now
         return []
 
     @property
@@ -148,9 +156,7 @@ class Places:
 
     def _claims(self, now: float) -> list[Claim]:
         """The most urgent first."""
-        return sorted(self._unsorted_claims(now), key=lambda claim: claim[:3])
-
-    def _unsorted_claims(self, now: float) -> Iterable[Claim]:
+        claims = []
         for view in self.wanted.values():
             if view.state is ModelState.OFF and (claimant := view.as_claimant(now)) is not None:
                 oldest = view.queue.oldest() or view.queue.oldest_held()
@@ -161,7 +167,8 @@ class Places:
                     # model, for which it has just gone, and that one had waited for nothing.
                     since = view.gave_way_at
                     level = max(level, claimant.base - int((now - since) / self._terms.aging_s))
-                yield Claim(level, since, oldest.number, view, claimant)
+                claims.append(Claim(level, since, oldest.number, view, claimant))
+        return sorted(claims, key=lambda claim: claim[:3])
 
     def _ask(self, claim: Claim, yielding: Sequence[ModelView]) -> Decision:
         """Ask the guard about a model that is waited for."""

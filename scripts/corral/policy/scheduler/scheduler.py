@@ -185,6 +185,20 @@ class Scheduler:
         view.abandoned += 1
         return self._go_on([view], now)
 
+    def limits_are(self, limits: Mapping[str, int | None], now: float) -> list[Action]:
+        """So many requests these keys may run at a time from now on, those that wait already included."""
+        changed: dict[str, Key] = {}
+        for view in self._wanted.values():
+            for ticket in view.queue.tickets():
+                before = ticket.wish.max_parallel
+                after = limits.get(ticket.key_id, before)
+                if after != before:
+                    ticket.wish = ticket.wish._replace(max_parallel=after)
+                    key = changed[ticket.key_id] = self._keys[ticket.key_id]
+                    key.limited += (after is not None) - (before is not None)
+        freed = [view for each in changed.items() for view in self._look_at_lines(*each, now)]
+        return self._go_on(freed, now)
+
     def overdue(self, now: float) -> list[Ticket]:
         """Requests that have waited for longer than they may."""
         found = []
