@@ -54,7 +54,7 @@ COMPOSE := docker compose -f docker-compose.yml -f docker-compose.monitoring.yml
 .PHONY: up
 up: ## Start all of it in containers, Prometheus and Grafana too (GPU=1: with the GPUs)
 	@$(COMPOSE) up --detach --build
-	@$(COMPOSE) exec -T gateway python3 scripts/keys.py ensure
+	@at=$$($(COMPOSE) port gateway 8000); $(COMPOSE) exec -T gateway python3 scripts/keys.py ensure --at "$$at"
 
 .PHONY: down
 down: ## Stop the containers and remove them; volumes stay
