@@ -32,7 +32,7 @@ from corral.settings.children import inheritable
 from corral.settings.places import runtime_directory
 from tests.conftest import StartCorral
 from tests.end_to_end.talk import CHAT, chat, content
-from tests.support import ROOT, ask, free_port, repository_files, strangers_environment
+from tests.support import ROOT, ask, free_port, platform_row, repository_files, strangers_environment
 
 DEPLOY = ROOT / "deploy"
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
@@ -518,13 +518,6 @@ def test_whoever_makes_a_key_gets_to_see_it() -> None:
 )
 def test_a_recipe_says_where_the_key_goes(recipe: str, command: str) -> None:
     assert command in (DEPLOY / recipe).read_text(encoding="utf-8")
-
-
-def platform_row(platform: str) -> str:
-    """What the page about deploying says of a platform."""
-    page = (ROOT / "docs" / "deploying.md").read_text(encoding="utf-8")
-    [row] = [line for line in page.splitlines() if line.startswith(f"| {platform} |")]
-    return row
 
 
 @pytest.mark.parametrize(
