@@ -40,6 +40,7 @@ VARIABLES = {name for row in DECLARATIONS for name in row.variables}
 # Not ours, and handed on to the engines.
 OF_CUDA = {"CUDA_CACHE_PATH"}
 COMPOSE_FILES = ("docker-compose.yml", "docker-compose.monitoring.yml")
+ALL_COMPOSE_FILES = (*COMPOSE_FILES, "deploy/docker-compose.gpu.yml", "deploy/docker-compose.host.yml")
 KUBERNETES = DEPLOY / "kubernetes"
 OF_OPERATORS = {"ServiceMonitor", "ScaledObject", "Kustomization"}
 
@@ -140,7 +141,21 @@ def test_compose_has_the_services_and_the_ports_that_people_expect() -> None:
     }
     assert found["gateway"]["environment"].keys() <= VARIABLES
     # Whoever wants it for this machine alone gets it so in a container, too.
-    assert all(port.startswith("${GATEWAY_HOST:+${GATEWAY_HOST}:}") for port in found["gateway"]["ports"])
+    assert all(port.startswith("${GATEWAY_HOST:+${GATEWAY_HOST-}:}") for port in found["gateway"]["ports"])
+
+
+@pytest.mark.parametrize("name", ALL_COMPOSE_FILES)
+def test_compose_files_fit_the_published_schema(name: str) -> None:
+    validator = Path(sys.executable).with_name("check-jsonschema")
+    command = [validator, "--builtin-schema", "vendor.compose-spec", ROOT / name]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize("name", ALL_COMPOSE_FILES)
+def test_compose_has_nothing_to_warn_of_where_nothing_is_set(name: str) -> None:
+    """It warns of each variable that has neither a value nor a default, at every command."""
+    assert re.findall(r"\$\{\w+\}|\$\w", (ROOT / name).read_text(encoding="utf-8")) == []
 
 
 # What .env.example shows of files that somebody must have put there.
