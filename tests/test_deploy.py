@@ -147,7 +147,7 @@ def test_compose_has_the_services_and_the_ports_that_people_expect() -> None:
 @pytest.mark.parametrize("name", ALL_COMPOSE_FILES)
 def test_compose_files_fit_the_published_schema(name: str) -> None:
     validator = Path(sys.executable).with_name("check-jsonschema")
-    command = [validator, "--builtin-schema", "vendor.compose-spec", ROOT / name]
+    command = [str(validator), "--builtin-schema", "vendor.compose-spec", str(ROOT / name)]
     ran = subprocess.run(command, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
