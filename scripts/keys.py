@@ -90,9 +90,9 @@ class Address(NamedTuple):
 
 
 def _address(text: str) -> Address:
-    """As Compose tells of a port that it has published: 0.0.0.0:8000, or [::]:8000."""
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+    """As `docker compose port` tells of a port that it has published: 0.0.0.0:8000, and :::8000 for IPv6."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise argparse.ArgumentTypeError(f"it must read HOST:PORT, not {text!r}")
     return Address(host.strip("[]"), int(port))
 

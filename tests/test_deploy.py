@@ -404,6 +404,7 @@ def gateways_pod() -> tuple[dict[str, Any], dict[str, Any]]:
 def test_a_pod_has_the_variables_and_the_volumes_that_it_uses_and_time_to_drain() -> None:
     pod, container = gateways_pod()
     assert variables(container).keys() <= VARIABLES | OF_CUDA
+    assert pod["enableServiceLinks"] is False, "a Service called `gateway` would set GATEWAY_PORT"
     command, pause_s = container["lifecycle"]["preStop"]["exec"]["command"]
     assert command == "sleep"
     assert pod["terminationGracePeriodSeconds"] >= float(pause_s) + 30 + 10

@@ -29,6 +29,7 @@ from tests.end_to_end.talk import (
     chat,
     content,
     events,
+    is_in_state,
     metric,
     open_chat,
 )
@@ -170,6 +171,15 @@ def test_runpod_on_one_port(start_image: Start) -> None:
     one = {"GATEWAY_PORT": "", "PORT": port, "PORT_HEALTH": port}
     corral = start_image(config=SLOW, environment=runpods_recipe() | one, until_up=False)
     assert codes_until_200(corral.url) == [204, 200]
+
+
+def test_runpod_with_one_model_is_told_that_all_is_well_when_it_is_loaded(start_image: Start) -> None:
+    """As its recipe and that for Cloud Run promise of MODEL_NAME."""
+    slow = f"--stand-in '{{\"load_s\": {SLOW_LOAD_S}}}'"
+    one = {"MODEL_NAME": "demo.gguf", "EXTRA_ARGS": slow, "PORT_BACKEND": str(free_port())}
+    corral = start_image(environment=runpods_recipe() | one, until_up=False)
+    assert codes_until_200(corral.health_url) == [204, 200]
+    assert is_in_state(corral, "ready")
 
 
 def test_runpods_own_key_is_none_of_ours(start_image: Start) -> None:
