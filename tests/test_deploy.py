@@ -239,6 +239,17 @@ def test_other_commands_tell_compose(desk: Path, command: str, said: str) -> Non
     assert make(desk, command).stdout == f"{BOTH} {said}\n"
 
 
+@pytest.mark.parametrize("command", ["up", "down", "restart", "nuke"])
+def test_without_compose_it_is_told_what_is_missing(desk: Path, command: str) -> None:
+    """A Docker without it says of `docker compose -f` that it does not know the shorthand f."""
+    docker = desk / "bin" / "docker"
+    docker.write_text("#!/bin/sh\necho \"unknown shorthand flag: 'f' in -f\" >&2\nexit 125\n")
+    refused = make(desk, command, say="y\n")
+    assert refused.returncode != 0
+    assert refused.stderr.startswith("make: this needs Docker, with Compose 2.24")
+    assert "shorthand" not in refused.stderr
+
+
 def test_nothing_is_deleted_unless_it_is_meant(desk: Path) -> None:
     deleted = f"{BOTH} down --volumes --remove-orphans\n"
     for doubt in ("", "n\n", "\n"):
