@@ -51,26 +51,33 @@ list-keys: $(VENV)/.installed ## Show what every key may do, and no key
 COMPOSE := docker compose -f docker-compose.yml -f docker-compose.monitoring.yml \
 	$(if $(filter 1,$(GPU)),-f deploy/docker-compose.gpu.yml)
 
+.PHONY: has-compose
+has-compose:
+	@docker compose version >/dev/null 2>&1 || { \
+		echo "make: this needs Docker, with Compose 2.24 or newer as its plugin (docker compose version)" >&2; \
+		exit 1; \
+	}
+
 .PHONY: up
-up: ## Start all of it in containers, Prometheus and Grafana too (GPU=1: with the GPUs)
+up: has-compose ## Start all of it in containers, Prometheus and Grafana too (GPU=1: with the GPUs)
 	@$(COMPOSE) up --detach --build
-	@$(COMPOSE) exec -T gateway python3 scripts/keys.py ensure
+	@at=$$($(COMPOSE) port gateway 8000); $(COMPOSE) exec -T gateway python3 scripts/keys.py ensure --at "$$at"
 
 .PHONY: down
-down: ## Stop the containers and remove them; volumes stay
+down: has-compose ## Stop the containers and remove them; volumes stay
 	@$(COMPOSE) down
 
 .PHONY: restart
-restart: ## Restart the gateway's container, and no other
+restart: has-compose ## Restart the gateway's container, and no other
 	@$(COMPOSE) restart gateway
 
 .PHONY: logs
 logs: ## Follow the logs of the containers, or without Docker those in data/logs
-	@if command -v docker >/dev/null; then exec $(COMPOSE) logs --follow; fi; \
+	@if docker compose version >/dev/null 2>&1; then exec $(COMPOSE) logs --follow; fi; \
 	exec tail -F data/logs/api_access.log data/logs/*/latest.txt
 
 .PHONY: nuke
-nuke: ## Remove the containers and their volumes: keys, logs, figures (asks first, unless FORCE=1)
+nuke: has-compose ## Remove the containers and their volumes: keys, logs, figures (asks first, unless FORCE=1)
 	@if [ "$(FORCE)" != 1 ]; then \
 		read -rp "Delete the containers and all that is in their volumes? [y/N] " answer || answer=; \
 		[ "$$answer" = y ] || { echo "nothing is deleted"; exit 1; }; \

@@ -12,12 +12,14 @@ import sys
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
+from typing import NamedTuple
 
-from corral import settings
-from corral.drivers import clock, key_file_store
+from corral import settings, welcome
+from corral.drivers import clock, key_file_store, model_store
 from corral.errors import SettingsError
 from corral.formats import key_file, table
 from corral.formats.key_file import KeyFileError, KeyRecord
+from corral.settings import Settings
 
 FIRST_KEY_ID = "first"
 FIRST_OPTIONS = "role=admin"
@@ -37,12 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         match arguments.command:
             case "generate":
                 key = generate(path, arguments.name, arguments.options, in_clear=not arguments.hashed)
-                _show(key, arguments.name, path, chosen.server.port)
+                _show(key, arguments.name, path, welcome.models_command(_base(chosen), key))
             case "rotate":
-                _show(rotate(path, arguments.name), arguments.name, path, chosen.server.port)
+                key = rotate(path, arguments.name)
+                _show(key, arguments.name, path, welcome.models_command(_base(chosen), key))
             case "ensure":
-                if (first := ensure(path, clock.today())) is not None:
-                    _show(first, FIRST_KEY_ID, path, chosen.server.port)
+                _ensure(path, chosen, arguments.at)
             case "remove":
                 key_file_store.edit(path, lambda text: key_file.remove_key(text, arguments.name))
             case "list":
@@ -74,8 +76,25 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("list", parents=[file], help="show what every key may do, and no key")
     commands.add_parser("remove", parents=[file, name], help="take a key away")
     commands.add_parser("rotate", parents=[file, name], help="put a new key in the place of an old one")
-    commands.add_parser("ensure", parents=[file], help="make a first key, an admin's, if none is in force")
+    first = commands.add_parser(
+        "ensure", parents=[file], help="make a first key, an admin's, if none is in force"
+    )
+    at_help = "where the gateway is reached, if that is not where it listens, and say how to ask it there"
+    first.add_argument("--at", metavar="HOST:PORT", type=_address, help=at_help)
     return parser
+
+
+class Address(NamedTuple):
+    host: str
+    port: int
+
+
+def _address(text: str) -> Address:
+    """As `docker compose port` tells of a port that it has published: 0.0.0.0:8000, and :::8000 for IPv6."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise argparse.ArgumentTypeError(f"it must read HOST:PORT, not {text!r}")
+    return Address(host.strip("[]"), int(port))
 
 
 def generate(path: Path, name: str, options: str, *, in_clear: bool) -> str:
@@ -103,11 +122,38 @@ def ensure(path: Path, today: date) -> str | None:
     return key if key_file_store.edit(path, add_if_none) else None
 
 
-def _show(key: str, name: str, path: Path, port: int) -> None:
+def _ensure(path: Path, chosen: Settings, at: Address | None) -> None:
+    """A gateway that is started next says itself how to ask it; one in a container knows only its inside."""
+    access = chosen.access
+    needed = access.enabled and access.env_key is None
+    if needed and (first := ensure(path, clock.today())) is not None:
+        _show(first, FIRST_KEY_ID, path, _first_question(chosen, _base(chosen, at), first))
+    elif at is not None:
+        invitation, key = welcome.INVITATION_WITHOUT_KEY, welcome.KEY_OF_YOURS
+        if not access.enabled:
+            invitation, key = welcome.INVITATION, ""
+        print("\n".join([invitation, "", *_first_question(chosen, _base(chosen, at), key)]), file=sys.stderr)
+
+
+def _show(key: str, name: str, path: Path, command: Sequence[str]) -> None:
     print(f"The key of {name}, in {path}. It is shown only now:", file=sys.stderr)
     # In the order that a terminal shows, although the two streams are buffered apart.
     print(key, flush=True)
-    print(f"  curl http://localhost:{port}/v1/models -H 'Authorization: Bearer {key}'", file=sys.stderr)
+    print("\n".join(command), file=sys.stderr)
+
+
+def _base(chosen: Settings, at: Address | None = None) -> str:
+    server = chosen.server
+    host, port = (server.host, server.port) if at is None else at
+    return welcome.base_url(chosen, host, port)
+
+
+def _first_question(chosen: Settings, base: str, key: str) -> list[str]:
+    """A chat, if there is somebody to talk to."""
+    model = welcome.first_chat_model(model_store.catalogue(chosen))
+    if model is None:
+        return welcome.models_command(base, key)
+    return welcome.chat_command(base, model.name, key)
 
 
 def _list(path: Path, today: date) -> None:

@@ -40,6 +40,13 @@ def repository_files() -> list[str]:
     return [name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()]
 
 
+def platform_row(platform: str) -> str:
+    """What the page about deploying says of a platform."""
+    page = (ROOT / "docs" / "deploying.md").read_text(encoding="utf-8")
+    [row] = [line for line in page.splitlines() if line.startswith(f"| {platform} |")]
+    return row
+
+
 def strangers_environment(**more: str) -> dict[str, str]:
     """This process's environment as somebody would have it who has set nothing up for Corral."""
     ours = {variable for row in DECLARATIONS for variable in row.variables}

@@ -32,7 +32,7 @@ from corral.settings.children import inheritable
 from corral.settings.places import runtime_directory
 from tests.conftest import StartCorral
 from tests.end_to_end.talk import CHAT, chat, content
-from tests.support import ROOT, ask, free_port, repository_files, strangers_environment
+from tests.support import ROOT, ask, free_port, platform_row, repository_files, strangers_environment
 
 DEPLOY = ROOT / "deploy"
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
@@ -40,6 +40,7 @@ VARIABLES = {name for row in DECLARATIONS for name in row.variables}
 # Not ours, and handed on to the engines.
 OF_CUDA = {"CUDA_CACHE_PATH"}
 COMPOSE_FILES = ("docker-compose.yml", "docker-compose.monitoring.yml")
+ALL_COMPOSE_FILES = (*COMPOSE_FILES, "deploy/docker-compose.gpu.yml", "deploy/docker-compose.host.yml")
 KUBERNETES = DEPLOY / "kubernetes"
 OF_OPERATORS = {"ServiceMonitor", "ScaledObject", "Kustomization"}
 
@@ -140,7 +141,21 @@ def test_compose_has_the_services_and_the_ports_that_people_expect() -> None:
     }
     assert found["gateway"]["environment"].keys() <= VARIABLES
     # Whoever wants it for this machine alone gets it so in a container, too.
-    assert all(port.startswith("${GATEWAY_HOST:+${GATEWAY_HOST}:}") for port in found["gateway"]["ports"])
+    assert all(port.startswith("${GATEWAY_HOST:+${GATEWAY_HOST-}:}") for port in found["gateway"]["ports"])
+
+
+@pytest.mark.parametrize("name", ALL_COMPOSE_FILES)
+def test_compose_files_fit_the_published_schema(name: str) -> None:
+    validator = Path(sys.executable).with_name("check-jsonschema")
+    command = [str(validator), "--builtin-schema", "vendor.compose-spec", str(ROOT / name)]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize("name", ALL_COMPOSE_FILES)
+def test_compose_has_nothing_to_warn_of_where_nothing_is_set(name: str) -> None:
+    """It warns of each variable that has neither a value nor a default, at every command."""
+    assert re.findall(r"\$\{\w+\}|\$\w", (ROOT / name).read_text(encoding="utf-8")) == []
 
 
 # What .env.example shows of files that somebody must have put there.
@@ -191,7 +206,7 @@ def desk(tmp_path: Path) -> Path:
     shutil.copy2(ROOT / "Makefile", tmp_path)
     docker = tmp_path / "bin" / "docker"
     docker.parent.mkdir()
-    docker.write_text('#!/bin/sh\necho "docker $*"\n')
+    docker.write_text(f'#!/bin/sh\ncase $* in (*port*) echo {PUBLISHED};; (*) echo "docker $*";; esac\n')
     docker.chmod(0o755)
     return tmp_path
 
@@ -203,13 +218,15 @@ def make(desk: Path, *words: str, say: str = "") -> subprocess.CompletedProcess[
     )
 
 
+PUBLISHED = "127.0.0.1:9000"
 BOTH = "docker compose -f docker-compose.yml -f docker-compose.monitoring.yml"
 
 
 def test_make_up_starts_all_of_it_and_makes_a_first_key(desk: Path) -> None:
+    """And says how to ask where Compose has published it, which only Compose knows."""
     assert make(desk, "up").stdout.splitlines() == [
         f"{BOTH} up --detach --build",
-        f"{BOTH} exec -T gateway python3 scripts/keys.py ensure",
+        f"{BOTH} exec -T gateway python3 scripts/keys.py ensure --at {PUBLISHED}",
     ]
     assert f"{BOTH} -f deploy/docker-compose.gpu.yml up" in make(desk, "up", "GPU=1").stdout
 
@@ -220,6 +237,17 @@ def test_make_up_starts_all_of_it_and_makes_a_first_key(desk: Path) -> None:
 )
 def test_other_commands_tell_compose(desk: Path, command: str, said: str) -> None:
     assert make(desk, command).stdout == f"{BOTH} {said}\n"
+
+
+@pytest.mark.parametrize("command", ["up", "down", "restart", "nuke"])
+def test_without_compose_it_is_told_what_is_missing(desk: Path, command: str) -> None:
+    """A Docker without it says of `docker compose -f` that it does not know the shorthand f."""
+    docker = desk / "bin" / "docker"
+    docker.write_text("#!/bin/sh\necho \"unknown shorthand flag: 'f' in -f\" >&2\nexit 125\n")
+    refused = make(desk, command, say="y\n")
+    assert refused.returncode != 0
+    assert refused.stderr.startswith("make: this needs Docker, with Compose 2.24")
+    assert "shorthand" not in refused.stderr
 
 
 def test_nothing_is_deleted_unless_it_is_meant(desk: Path) -> None:
@@ -387,6 +415,7 @@ def gateways_pod() -> tuple[dict[str, Any], dict[str, Any]]:
 def test_a_pod_has_the_variables_and_the_volumes_that_it_uses_and_time_to_drain() -> None:
     pod, container = gateways_pod()
     assert variables(container).keys() <= VARIABLES | OF_CUDA
+    assert pod["enableServiceLinks"] is False, "a Service called `gateway` would set GATEWAY_PORT"
     command, pause_s = container["lifecycle"]["preStop"]["exec"]["command"]
     assert command == "sleep"
     assert pod["terminationGracePeriodSeconds"] >= float(pause_s) + 30 + 10
@@ -517,13 +546,6 @@ def test_whoever_makes_a_key_gets_to_see_it() -> None:
 )
 def test_a_recipe_says_where_the_key_goes(recipe: str, command: str) -> None:
     assert command in (DEPLOY / recipe).read_text(encoding="utf-8")
-
-
-def platform_row(platform: str) -> str:
-    """What the page about deploying says of a platform."""
-    page = (ROOT / "docs" / "deploying.md").read_text(encoding="utf-8")
-    [row] = [line for line in page.splitlines() if line.startswith(f"| {platform} |")]
-    return row
 
 
 @pytest.mark.parametrize(

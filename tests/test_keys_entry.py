@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import stat
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import pytest
 
 import keys
 from corral.drivers import clock
-from corral.formats import key_file
+from corral.formats import demo_models, key_file
 from corral.formats.key_file import KeyRecord, Role
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "keys.py"
@@ -21,7 +23,15 @@ KEY = "sk-test-abc123def456"
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The default keys file of a place without any configuration."""
-    for name in ("AUTH_KEYS_FILE", "DATA_DIR", "CONFIG_PATH", "API_KEY", "GATEWAY_PORT", "PORT"):
+    for name in (
+        "AUTH_KEYS_FILE",
+        "DATA_DIR",
+        "CONFIG_PATH",
+        "API_KEY",
+        "GATEWAY_HOST",
+        "GATEWAY_PORT",
+        "PORT",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "data" / "api_keys.txt"
@@ -57,8 +67,102 @@ def test_generate_tells_a_person_how_to_use_the_key(
     out, err = capsys.readouterr()
     assert err == (
         f"The key of alice, in {path}. It is shown only now:\n"
-        f"  curl http://localhost:8123/v1/models -H 'Authorization: Bearer {out.strip()}'\n"
+        f'  curl http://localhost:8123/v1/models -H "Authorization: Bearer {out.strip()}"\n'
     )
+
+
+def test_what_a_person_is_told_is_where_the_gateway_listens_and_how(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = path.parent.parent / "tls.crt"
+    certificate.touch()
+    monkeypatch.setenv("TLS_CERT_FILE", str(certificate))
+    monkeypatch.setenv("GATEWAY_HOST", "192.0.2.7")
+    keys.main(["generate", "alice"])
+    assert "  curl https://192.0.2.7:8000/v1/models " in capsys.readouterr().err
+
+
+@pytest.fixture
+def demo(path: Path) -> Path:
+    """A model that one can say hello to."""
+    models = path.parent / "models"
+    models.mkdir(parents=True)
+    (models / "demo.gguf").write_bytes(demo_models.demo())
+    return models
+
+
+@pytest.mark.parametrize(
+    ("published", "url"),
+    [
+        ("0.0.0.0:9000", "http://localhost:9000"),
+        ("[::]:9000", "http://localhost:9000"),
+        (":::9000", "http://localhost:9000"),
+        (":9000", "http://localhost:9000"),
+        ("::1:9000", "http://[::1]:9000"),
+        ("127.0.0.1:9000", "http://127.0.0.1:9000"),
+        ("192.0.2.7:80", "http://192.0.2.7:80"),
+    ],
+)
+def test_a_first_key_is_shown_with_a_chat_at_the_address_that_a_container_is_published_on(
+    demo: Path, capsys: pytest.CaptureFixture[str], published: str, url: str
+) -> None:
+    assert keys.main(["ensure", "--at", published]) == 0
+    out, err = capsys.readouterr()
+    command = shlex.split(err.partition("curl")[2].replace("\\\n", ""))
+    assert command[:2] == ["-N", f"{url}/v1/chat/completions"]
+    assert command[3] == f"Authorization: Bearer {out.strip()}"
+    assert json.loads(command[5])["model"] == "demo"
+
+
+def test_without_a_model_a_first_key_is_shown_with_a_question_for_models(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert keys.main(["ensure", "--at", "0.0.0.0:9000"]) == 0
+    assert "  curl http://localhost:9000/v1/models -H" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("demo")
+def test_a_key_that_is_there_is_not_shown_but_the_chat_is(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path.write_text(f"a:{KEY}\n")
+    assert keys.main(["ensure", "--at", "0.0.0.0:9000"]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "curl -N http://localhost:9000/v1/chat/completions" in err
+    assert "Bearer $CORRAL_KEY" in err
+    assert KEY not in err
+
+
+@pytest.mark.parametrize("published", ["9000", "", "host:", "host:many", "0.0.0.0:0"])
+def test_an_address_is_a_host_and_a_port(
+    path: Path, capsys: pytest.CaptureFixture[str], published: str
+) -> None:
+    with pytest.raises(SystemExit):
+        keys.main(["ensure", "--at", published])
+    assert "HOST:PORT" in capsys.readouterr().err
+    assert not path.exists()
+
+
+@pytest.mark.usefixtures("demo")
+def test_where_no_key_is_needed_none_is_made_and_none_is_in_the_chat(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTH_ENABLED", "off")
+    assert keys.main(["ensure", "--at", "0.0.0.0:9000"]) == 0
+    out, err = capsys.readouterr()
+    assert (out, err.partition("\n")[0]) == ("", "Try it:")
+    assert "Authorization" not in err
+    assert not path.exists()
+
+
+def test_a_key_of_the_environment_is_in_force_and_no_first_one_is_made(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("API_KEY", KEY)
+    assert keys.main(["ensure"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert not path.exists()
 
 
 def test_a_hashed_key_is_not_in_the_file_but_opens_all_the_same(

@@ -16,6 +16,9 @@ from corral.settings import Settings
 NAMES_MAX = 12
 # What means every interface, of which `localhost` is one.
 EVERYWHERE = (None, "", "*", "::", "0.0.0.0")
+INVITATION = "Try it:"
+INVITATION_WITHOUT_KEY = "Try it, with a key of yours in CORRAL_KEY:"
+KEY_OF_YOURS = "$CORRAL_KEY"
 
 
 def screen(settings: Settings, catalogue: Catalogue, port: int, hardware: str) -> str:
@@ -67,21 +70,38 @@ def first_chat_model(catalogue: Catalogue) -> Model | None:
     return next((model for model in catalogue.models.values() if not model.embedding), None)
 
 
+def base_url(settings: Settings, host: str | None, port: int) -> str:
+    """How somebody on this machine reaches what listens there."""
+    place = "localhost" if host in EVERYWHERE else in_url(str(host))
+    return f"{scheme_of(settings)}://{place}:{port}"
+
+
 def try_it(settings: Settings, port: int, model: str) -> list[str]:
     """A command to paste. It reads the key from its file, so that no screen or scroll-back holds a secret."""
-    host = settings.server.host
-    place = "localhost" if host in EVERYWHERE else in_url(str(host))
-    url = f"{scheme_of(settings)}://{place}:{port}/v1/chat/completions"
-    body = f'{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "Hello!"}}]}}'
-    invitation, key = "Try it:", ""
+    invitation, key = INVITATION, ""
     if settings.access.enabled:
         file = settings.access.keys_file
         number = line_of_a_key(file, clock.today())
         key = f"$(sed -n {number}p {shlex.quote(str(file))} | cut -d: -f2 | tr -d '[:space:]')"
         if number is None:
-            invitation, key = "Try it, with a key of yours in CORRAL_KEY:", "$CORRAL_KEY"
-    auth = [f'  -H "Authorization: Bearer {key}" \\'] if key else []
-    return [invitation, "", f"  curl -N {url} \\", *auth, f"  -d '{body}'"]
+            invitation, key = INVITATION_WITHOUT_KEY, KEY_OF_YOURS
+    return [invitation, "", *chat_command(base_url(settings, settings.server.host, port), model, key)]
+
+
+def chat_command(base: str, model: str, key: str) -> list[str]:
+    """A first chat. `key` is what a shell makes the key of: empty, where none is needed."""
+    auth = [f"  {authorization(key)} \\"] if key else []
+    body = f'{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+    return [f"  curl -N {base}/v1/chat/completions \\", *auth, f"  -d '{body}'"]
+
+
+def models_command(base: str, key: str) -> list[str]:
+    """Which models there are for this key."""
+    return [f"  curl {base}/v1/models" + (f" {authorization(key)}" if key else "")]
+
+
+def authorization(key: str) -> str:
+    return f'-H "Authorization: Bearer {key}"'
 
 
 def line_of_a_key(file: Path, today: date) -> int | None:

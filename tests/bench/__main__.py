@@ -68,7 +68,16 @@ def apart(ring: Ring, contestant: Contestant, pace: Pace) -> dict[str, float]:
     return starts | measure.memory(ring, contestant)
 
 
-def versions(rivals: list[others.Rival]) -> dict[str, str]:
+def with_the_real_engine(engine: Path | None, pace: Pace) -> dict[str, float]:
+    """What only Corral has: a herd that is started cold."""
+    if engine is None:
+        say("without a cold start: there is no llama-server here (`make engine`)")
+        return {}
+    say(f"cold start: {CORRAL.name} with the real engine")
+    return measure.started_cold(engine, pace)
+
+
+def versions(rivals: list[others.Rival], engine: Path | None) -> dict[str, str]:
     nginx = subprocess.run([nginx_binary() or "nginx", "-v"], capture_output=True, text=True).stderr
     found = {
         "Corral": corral.__version__,
@@ -77,20 +86,22 @@ def versions(rivals: list[others.Rival]) -> dict[str, str]:
     }
     for each in rivals:
         found |= each.versions()
-    return found
+    return found | (others.llama_server_versions() if engine is not None else {})
 
 
 def run(pace: Pace, with_rivals: bool) -> Results:
     core, load_core = kernel.two_cores()
     rivals = others.installed(say) if with_rivals else []
+    engine = others.llama_server()
     contestants = [NOBODY, NGINX, CORRAL, *(each.contestant for each in rivals)]
     with tempfile.TemporaryDirectory(prefix="corral-bench-") as directory:
         ring = Ring(programs.compiled(), core, load_core, Path(directory))
         by_name = rounds(ring, contestants, pace)
         for each in contestants:
             by_name[each.name] |= apart(ring, each, pace)
+    by_name[CORRAL.name] |= with_the_real_engine(engine, pace)
     today = datetime.now(UTC).date().isoformat()
-    return Results(kernel.machine(), versions(rivals), pace.rounds, today, by_name)
+    return Results(kernel.machine(), versions(rivals, engine), pace.rounds, today, by_name)
 
 
 def main() -> None:

@@ -7,8 +7,10 @@ import json
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
+from tests import cold_start
 from tests.bench import kernel
 from tests.bench.contestants import (
     Contestant,
@@ -169,6 +171,12 @@ def start(ring: Ring, contestant: Contestant) -> Figures:
             figures["start.first_answer_s"] = answered_s
         # Of what serves: without Corral's health server, which is a process of its own, and nginx's master.
         return figures | {"start.resident_bytes": max(kernel.resident_bytes([pid]) for pid in target.pids)}
+
+
+def started_cold(engine: Path, pace: Pace) -> Figures:
+    """Of `make cold-start`: by the entrypoint, on whatever cores there are, the model loaded on demand."""
+    starts_ms = cold_start.median(engine, pace.starts, preload=False)
+    return {f"cold_start.{name}_s": each / 1000 for name, each in starts_ms._asdict().items()}
 
 
 def memory(ring: Ring, contestant: Contestant) -> Figures:

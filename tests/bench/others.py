@@ -119,7 +119,7 @@ def llama_swap_versions() -> dict[str, str]:
 @contextmanager
 def router(ring: Ring) -> Iterator[Target]:
     """It starts its own executable again for a model, so the name it is started by tells the two apart."""
-    engine = _llama_server()
+    engine = llama_server()
     assert engine is not None
     directory = Path(tempfile.mkdtemp(dir=ring.directory, prefix="router-"))
     (directory / f"{MODEL}.gguf").write_bytes(demo_models.demo())
@@ -131,14 +131,15 @@ def router(ring: Ring) -> Iterator[Target]:
         yield target._replace(engine=engine)
 
 
-def _llama_server() -> Path | None:
+def llama_server() -> Path | None:
+    """The real engine, where it is."""
     found = settings.load().paths.llama_server
     return found and found.resolve()
 
 
-def _llama_server_versions() -> dict[str, str]:
+def llama_server_versions() -> dict[str, str]:
     """`version: 0.5.0-dev (build 1, commit …)`, on its standard error."""
-    engine = _llama_server()
+    engine = llama_server()
     assert engine is not None
     said = subprocess.run([engine, "--version"], capture_output=True, text=True)
     words = (said.stdout + said.stderr).partition("version: ")[2].split()
@@ -175,8 +176,8 @@ EVERYBODY = (
     Rival(Contestant("llama-swap", llama_swap), lambda: llama_swap_program().exists(), llama_swap_versions),
     Rival(
         Contestant("llama.cpp router", router, frozenset({Part.REAL_ENGINE})),
-        lambda: _llama_server() is not None,
-        _llama_server_versions,
+        lambda: llama_server() is not None,
+        llama_server_versions,
     ),
 )
 

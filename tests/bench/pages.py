@@ -29,6 +29,7 @@ SHORT = {
     "memory.stream_bytes",
     "start.resident_bytes",
     "start.listening_s",
+    "cold_start.first_token_s",
 }
 
 

@@ -59,6 +59,9 @@ ROWS = (
     Row("start.health_port_s", "start to health port", "ms"),
     Row("start.listening_s", "start to listening", "ms", "≤ 250 ms"),
     Row("start.first_answer_s", "start to first answer", "ms"),
+    Row("cold_start.health_port_s", "cold start, real engine: to health port", "ms"),
+    Row("cold_start.listening_s", "cold start, real engine: to listening", "ms"),
+    Row("cold_start.first_token_s", "cold start, real engine: to first token", "ms"),
 )
 
 

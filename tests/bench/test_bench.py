@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import cold_start
+from tests.bench import __main__ as bench
 from tests.bench import chart, gate, install, kernel, measure, others, pages, programs, table
 from tests.bench.contestants import ALL, MODEL, Contestant, Part, Ring, Target, chat, request
 from tests.bench.results import Results, added_latency, from_json, medians, ratio, to_json
@@ -143,6 +145,30 @@ def test_only_the_parts_that_can_be_measured_are(monkeypatch: pytest.MonkeyPatch
     only = Contestant("it", nothing, frozenset({Part.REAL_ENGINE}))
     assert measure.memory(ring, only) == {}
     assert measure.large_bodies(ring, only, target, measure.QUICK) == {}
+
+
+def test_a_cold_start_is_what_its_own_command_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def median(engine: Path, rounds: int, *, preload: bool) -> cold_start.Figures:
+        asked.append((engine, rounds, preload))
+        return cold_start.Figures(health_port=300.0, listening=200.0, first_token=400.0)
+
+    monkeypatch.setattr(cold_start, "median", median)
+    figures = bench.with_the_real_engine(Path("engine"), measure.QUICK)
+    assert asked == [(Path("engine"), measure.QUICK.starts, False)]
+    assert figures == {
+        "cold_start.health_port_s": 0.3,
+        "cold_start.listening_s": 0.2,
+        "cold_start.first_token_s": 0.4,
+    }
+    shown = table.table(results(nginx={}, corral=figures), figures=set(figures)).splitlines()[2:]
+    assert [line.split(" | ")[-2].strip() for line in shown] == ["300", "200", "400"]
+
+
+def test_without_an_engine_there_is_no_cold_start(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.with_the_real_engine(None, measure.QUICK) == {}
+    assert "make engine" in capsys.readouterr().err
 
 
 # The programs -------------------------------------------------------------------------------------

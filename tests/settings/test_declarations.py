@@ -82,9 +82,12 @@ def example_variables() -> dict[str, str]:
 
 
 def compose_variables() -> dict[str, str]:
-    """What the compose files take from the environment, and what they take when it is not there."""
+    """What the compose files take from the environment, and what they take when it is not there.
+
+    A default may be another variable's, `${GATEWAY_PORT:-${PORT:-8000}}`, and is then that one's.
+    """
     texts = [path.read_text() for path in ROOT.glob("docker-compose*.yml")]
-    return dict(re.findall(r"\$\{([A-Z_]+):-([^}]*)\}", "\n".join(texts)))
+    return dict(re.findall(r"\$\{([A-Z_]+):-(?:\$\{[A-Z_]+:-)?([^{}]*)\}", "\n".join(texts)))
 
 
 def test_the_example_environment_shows_every_variable_and_no_other() -> None:
