@@ -446,6 +446,8 @@ def test_the_gateway_says_whether_it_lives_and_the_health_port_whether_it_is_rea
         "readinessProbe": {"path": "/ready", "port": "health"},
     }
     assert container["livenessProbe"]["timeoutSeconds"] == 5
+    # Restarted by mistake a pod loses its models; one that hangs gets no traffic meanwhile, see its readiness.
+    assert container["livenessProbe"]["periodSeconds"] * container["livenessProbe"]["failureThreshold"] == 60
 
 
 def test_a_gateway_that_hangs_is_not_alive_to_kubernetes_though_its_health_port_answers(

@@ -40,7 +40,7 @@ from corral.drivers.tls import Certificate
 from corral.fleet import Fleet, FleetMemory, LlamaEngines, SecondOpinions
 from corral.formats import http1
 from corral.formats.status import ModelState, Phase
-from corral.handlers import replies
+from corral.handlers import replies, status
 from corral.handlers.gate import Gate
 from corral.handlers.record import Recorder
 from corral.handlers.routes import Routes
@@ -252,8 +252,14 @@ class App:
             write_timeout_s=own.write_timeout_s,
             keepalive_timeout_s=own.keepalive_timeout_s,
         )
-        refused = self.recorder.refused
-        return HttpServer(vestibule.handle, limits, self.patrol, replies.error_page, refused)
+        return HttpServer(
+            vestibule.handle,
+            limits,
+            self.patrol,
+            replies.error_page,
+            on_refused=self.recorder.refused,
+            never_refused=status.asks_for_life,
+        )
 
     def _preloads(self) -> tuple[str, ...]:
         if self.settings.single_model is not None:

@@ -71,9 +71,9 @@ class Server(Protocol):
     closing: bool
     date_line: clock.PerSecond[bytes]
 
-    @property
-    def overfull(self) -> bool: ...
-    def enter(self, connection: Connection) -> None: ...
+    def enter(self, connection: Connection) -> bool: ...
+    def admit(self, connection: Connection) -> bool: ...
+    def never_refused(self, head: http1.RequestHead, /) -> bool: ...
     def leave(self, connection: Connection) -> None: ...
     def on_refused(self, client: str, error: errors.CorralError) -> None: ...
 
@@ -111,8 +111,7 @@ class Connection(asyncio.Protocol):
         transport.set_write_buffer_limits(high=UNSENT_MAX_BYTES)
         self.client = client_address(transport.get_extra_info("peername"))
         self._deadline = clock.monotonic() + self.server.limits.header_timeout_s
-        self.server.enter(self)
-        self._one_too_many = self.server.overfull
+        self._one_too_many = not self.server.enter(self)
 
     def data_received(self, data: bytes) -> None:
         if self._lingering:
@@ -232,14 +231,19 @@ class Connection(asyncio.Protocol):
         self._had_request = True
         self._in_a_row += 1
         exchange = self._exchange = Exchange(self, head, body)
-        if self._one_too_many and self.server.overfull:
-            exchange.close_after()
+        if self._one_too_many and self._is_turned_away(exchange):
             self._ended(self._overfull())
             return
         if exchange.body_done and body is None:
             self.reader.next_event()  # the END that follows a head without a body
         self._strand = Strand(self.server.handler(exchange), self._ended)
         self._strand.step()
+
+    def _is_turned_away(self, exchange: Exchange) -> bool:
+        self._one_too_many = not self.server.admit(self)
+        if self._one_too_many:
+            exchange.close_after()
+        return self._one_too_many and not self.server.never_refused(exchange.head)
 
     def _overfull(self) -> errors.CorralError:
         error = errors.TooManyConnections(
