@@ -446,7 +446,7 @@ def test_the_gateway_says_whether_it_lives_and_the_health_port_whether_it_is_rea
         "readinessProbe": {"path": "/ready", "port": "health"},
     }
     assert container["livenessProbe"]["timeoutSeconds"] == 5
-    # Restarted by mistake a pod loses its models; one that hangs gets no traffic meanwhile, see its readiness.
+    # A pod that is restarted by mistake loses its models; one that hangs is sent nobody meanwhile.
     assert container["livenessProbe"]["periodSeconds"] * container["livenessProbe"]["failureThreshold"] == 60
 
 
