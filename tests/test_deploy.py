@@ -104,8 +104,11 @@ def test_the_image_checks_its_health_with_a_program_that_it_has() -> None:
     [line] = instructions("HEALTHCHECK")
     python, program = json.loads(line.partition("CMD ")[2])
     assert python == "python3"
-    assert (ROOT / program).exists()
-    assert program.split("/")[0] in " ".join(instructions("COPY")).split()
+    # Wherever a container is told to begin, as by `docker run --workdir`.
+    [place] = instructions("WORKDIR")[-1:]
+    relative = Path(program).relative_to(place)
+    assert (ROOT / relative).exists()
+    assert relative.parts[0] in " ".join(instructions("COPY")).split()
     assert "--timeout=3s" in line  # as tests/test_health_check.py allows
 
 
