@@ -242,11 +242,15 @@ class App:
         )
 
     def _build_server(self, vestibule: Vestibule) -> HttpServer:
-        own = self.settings.server
+        own, herd, single = self.settings.server, self.settings.herd, self.settings.single_model
+        named = self.settings.models.values() if single is None else (single.model,)
+        slots = launch.slots_at_most(named, herd.default_parallel, herd.models_max)
         limits = ServerLimits(
             head=http1.Limits(headers_max=own.headers_max, line_max_bytes=own.header_line_max_bytes),
             body_max_bytes=own.body_max_bytes,
-            connections_max=descriptors.connections_allowed(own.connections_max),
+            connections_max=descriptors.connections_allowed(
+                own.connections_max, engines=herd.models_max, slots=slots
+            ),
             header_timeout_s=own.header_timeout_s,
             body_timeout_s=own.body_timeout_s,
             write_timeout_s=own.write_timeout_s,
