@@ -345,6 +345,7 @@ class App:
     async def _send_away(self, vestibule: Vestibule) -> None:
         """After a start that did not come to its end there may be some who wait for it."""
         if vestibule.shut():
+            await asyncio.sleep(0)  # they are answered in this turn of the loop, also in a hurry
             await self._drain(SEND_AWAY_S)
 
     async def close(self) -> None:
