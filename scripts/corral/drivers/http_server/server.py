@@ -19,7 +19,7 @@ from socket import socket
 
 from corral import errors
 from corral.drivers import clock
-from corral.drivers.connections import Listener
+from corral.drivers.connections import ACCEPTS_MAX, Listener
 from corral.drivers.http_server.connection import Connection, ErrorPage, Handler, ServerLimits
 from corral.drivers.patrol import Patrol
 from corral.drivers.socket_transport import SocketTransport
@@ -29,8 +29,8 @@ from corral.formats import http1
 log = logging.getLogger("corral.connections")
 
 # How many may be at the door; never more than are served. Those that make way have their descriptors until
-# the turn of the loop is over, so half of it is for as many as one turn may bring (ACCEPTS_MAX).
-TOLD_MAX = 256
+# the turn of the loop is over, so half of it is for as many as one turn brings.
+TOLD_MAX = 2 * ACCEPTS_MAX
 
 
 class HttpServer:
@@ -130,22 +130,25 @@ class HttpServer:
         return any(connection.busy for connection in self._connections)
 
     @property
-    def overfull(self) -> bool:
-        return len(self._connections) > self.limits.connections_max
+    def _has_room(self) -> bool:
+        """Whether all that are here may stay."""
+        return len(self._connections) <= self.limits.connections_max
 
     def enter(self, connection: Connection) -> bool:
         """Take it in. False: at the door only, for it is one too many."""
         self._connections.add(connection)
         self._patrol.join(connection)
-        if self.overfull:
+        has_room = self._has_room
+        if not has_room:
             self._crowd[connection] = None
-        return not self.overfull
+        return has_room
 
     def admit(self, connection: Connection) -> bool:
         """Let one in from the door, if there is room for it by now."""
-        if not self.overfull:
+        has_room = self._has_room
+        if has_room:
             self._crowd.pop(connection, None)
-        return not self.overfull
+        return has_room
 
     def leave(self, connection: Connection) -> None:
         self._connections.discard(connection)
