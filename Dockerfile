@@ -59,5 +59,5 @@ ENV PATH=/opt/corral/bin:$PATH \
 EXPOSE 8000 8001
 USER 10001
 # It asks the health server, so it never counts as traffic.
-HEALTHCHECK --interval=30s --timeout=3s --start-period=10s CMD ["python3", "scripts/health_check.py"]
+HEALTHCHECK --interval=30s --timeout=3s --start-period=10s CMD ["python3", "/app/scripts/health_check.py"]
 ENTRYPOINT ["/app/entrypoint.sh"]

@@ -3,7 +3,8 @@
 
 Reading the program takes longer than anything before it, and a platform may change its mind meanwhile. So
 a signal is listened to from the first line on: process 1 of a container does not even notice one that it
-has no handler for, and would be killed when patience is over.
+has no handler for, and would be killed when patience is over. One that came sooner has been held back by
+entrypoint.sh.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ def end(_number: int, _frame: FrameType | None) -> None:
 def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)  # until the gateway has its own
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
 
     import argparse
     from pathlib import Path

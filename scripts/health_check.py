@@ -2,8 +2,9 @@
 """Ask how the gateway is, as a container engine does every few seconds: exit code 0 is healthy, 1 is not.
 
 It looks where the settings say, and so finds what the gateway has found: variables, `.env`, the config file
-(one that is named by CONFIG_PATH; what a gateway was told with -c, nobody else knows). The question is
-/ping on the health port, which never counts as traffic, and 204, while models load, is healthy too.
+(one that is named by CONFIG_PATH; what a gateway was told with -c, nobody else knows). Wherever it is called
+from, these files are looked for where entrypoint.sh goes. The question is /ping on the health port, which
+never counts as traffic, and 204, while models load, is healthy too.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import http.client
 import ssl
 import sys
+from pathlib import Path
 
 from corral import settings
 from corral.errors import SettingsError
@@ -18,12 +20,13 @@ from corral.settings import Server
 
 # Who asks allows three seconds, and Python's own start is among them.
 ANSWER_TIMEOUT_S = 1.5
+PLACE = Path(__file__).absolute().parent.parent
 EVERY_INTERFACE = (None, "::", "0.0.0.0")
 
 
 def main() -> int:
     try:
-        status = ask(settings.load().server)
+        status = ask(settings.load(cwd=PLACE).server)
     except (SettingsError, OSError, http.client.HTTPException) as error:
         print(f"health check: {str(error).strip()}", file=sys.stderr)
         return 1

@@ -200,6 +200,7 @@ def check(image: Stage, user: str, *, first: bool = True) -> None:
     with running(image, user, own, first=first) as it:
         wait_until(lambda: ping(f"http://127.0.0.1:{health_port}") == 200, "/ping says 200")
         assert image.returns(*image.health_check, **own) == 0
+        assert image.returns("sh", "-c", f"cd / && {shlex.join(image.health_check)}", **own) == 0
         url = f"http://127.0.0.1:{port}/v1/chat/completions"
         answer = ask(url, QUESTION, headers={"X-API-Key": KEY})
         assert answer.status == 200, answer.body

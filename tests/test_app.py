@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from corral import app as app_module
-from corral import settings
+from corral import settings, surroundings
 from corral.app import App
 from corral.drivers import clock
-from corral.drivers.gpu_probe import GpuProbe, GpuReading
+from corral.drivers.gpu_probe import GpuProbe
 from corral.drivers.key_file_store import KeyFileStore
 from corral.drivers.model_store import catalogue
 from corral.errors import SettingsError
@@ -141,9 +141,9 @@ async def test_probes_are_answered_and_others_wait_before_anything_slow(
     site: Site, monkeypatch: pytest.MonkeyPatch, slow_part: str
 ) -> None:
     places: dict[str, tuple[Any, str]] = {
-        "the models": (app_module, "catalogue"),
+        "the models": (surroundings, "catalogue"),
         "the cards": (GpuProbe, "open"),
-        "what was learnt": (app_module, "LearnedStore"),
+        "what was learnt": (surroundings, "LearnedStore"),
     }
     owner, name = places[slow_part]
     slow = Slow(getattr(owner, name))
@@ -177,23 +177,61 @@ async def test_probes_are_answered_and_others_wait_before_anything_slow(
     assert site.health_pid() is None
 
 
+@pytest.mark.parametrize("wish", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda wish: wish.name)
 @in_a_loop
-async def test_a_signal_during_the_start_is_heard_after_it(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+async def test_a_wish_to_stop_ends_the_start_however_long_it_would_take(
+    site: Site, monkeypatch: pytest.MonkeyPatch, wish: signal.Signals
 ) -> None:
-    slow = Slow(catalogue)
-    monkeypatch.setattr(app_module, "catalogue", slow)
-    app = App(site.load())
+    hangs = Slow(catalogue)
+    monkeypatch.setattr(surroundings, "catalogue", hangs)
+    app = App(site.load({"system": {"preload_models": ["*"], "scan_models": True}}))
     starting = asyncio.ensure_future(app.start())
-    await eventually(site.health_pid, "the health process runs")
-    os.kill(os.getpid(), signal.SIGTERM)
-    await turns()
-    slow.goes_on()
-    await starting
-    await app.until_stopped()
-    assert app.bulletin.phase is Phase.DRAINING
-    assert site.health_pid() is None
-    app.reaper.stop()
+    try:
+        await eventually(site.health_pid, "the health process runs")
+        early = await RawClient.connect(site.port)
+        early.send(request("/v1/models", key=ALICE))
+        await eventually(lambda: app.server.busy, "somebody waits")
+        if wish is signal.SIGHUP:  # which is no wish to stop
+            os.kill(os.getpid(), wish)
+            await turns()
+            assert not starting.done()
+        os.kill(os.getpid(), signal.SIGTERM if wish is signal.SIGHUP else wish)
+        assert await starting is False
+        await app.until_stopped()
+        assert site.status()["phase"] == "draining"
+        reply = await read_reply(early)
+        assert (reply.status, reply.error["code"]) == (503, "shutting_down")
+        assert site.health_pid() is None
+        assert "stopping in the middle of the start" in log_text(site)
+    finally:
+        hangs.goes_on()
+        await RawClient.close_all()
+        app.reaper.stop()
+
+
+@in_a_loop
+async def test_a_start_that_fails_tells_those_who_wait_for_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails = Slow(lambda _config: 1 // 0)
+    monkeypatch.setattr(surroundings, "catalogue", fails)
+    serving = asyncio.ensure_future(app_module.serve(site.load()))
+    try:
+        await eventually(lambda: not refused(site.port), "it listens")
+        early = asyncio.ensure_future(site.ask("/v1/chat/completions", CHAT))
+        log = site.root / "data" / "logs" / "api_access.log"
+        assert (await site.ask("/ping")).status == 204
+        fails.goes_on()
+        reply = await early
+        assert (reply.status, reply.error["code"]) == (503, "shutting_down")
+        assert await serving == 1
+        assert "| POST /v1/chat/completions | 503 |" in log.read_text()
+        assert "ZeroDivisionError" in log_text(site)
+        assert capsys.readouterr().err.splitlines()[-1].startswith("corral: the start failed: ZeroDivision")
+        assert site.health_pid() is None
+    finally:
+        fails.goes_on()
+        await RawClient.close_all()
 
 
 def refused(port: int) -> bool:
@@ -267,12 +305,6 @@ def test_settings_that_cannot_be_stop_the_start_with_one_line(
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("corral: api.port in ")
     assert "many" in line
-
-
-def test_the_hardware_in_words() -> None:
-    gpu = GpuReading("GPU-1", 0, "NVIDIA L4", 24 << 30, 0, None)
-    assert app_module.hardware([gpu, gpu]) == "NVIDIA L4 (24.0 GiB), NVIDIA L4 (24.0 GiB)"
-    assert app_module.hardware([]).startswith("no GPU found, CPU mode, ")
 
 
 # While it runs -----------------------------------------------------------------------------------

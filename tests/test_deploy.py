@@ -105,8 +105,11 @@ def test_the_image_checks_its_health_with_a_program_that_it_has() -> None:
     [line] = instructions("HEALTHCHECK")
     python, program = json.loads(line.partition("CMD ")[2])
     assert python == "python3"
-    assert (ROOT / program).exists()
-    assert program.split("/")[0] in " ".join(instructions("COPY")).split()
+    # Wherever a container is told to begin, as by `docker run --workdir`.
+    [place] = instructions("WORKDIR")[-1:]
+    relative = Path(program).relative_to(place)
+    assert (ROOT / relative).exists()
+    assert relative.parts[0] in " ".join(instructions("COPY")).split()
     assert "--timeout=3s" in line  # as tests/test_health_check.py allows
 
 
@@ -476,6 +479,8 @@ def test_the_gateway_says_whether_it_lives_and_the_health_port_whether_it_is_rea
         "readinessProbe": {"path": "/ready", "port": "health"},
     }
     assert container["livenessProbe"]["timeoutSeconds"] == 5
+    # A pod that is restarted by mistake loses its models; one that hangs is sent nobody meanwhile.
+    assert container["livenessProbe"]["periodSeconds"] * container["livenessProbe"]["failureThreshold"] == 60
 
 
 def test_a_gateway_that_hangs_is_not_alive_to_kubernetes_though_its_health_port_answers(

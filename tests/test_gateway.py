@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import GATEWAY
+from tests.support import GATEWAY, ROOT
 
 DEADLINE_S = 20.0
 # As process 1 of a container it would not even notice a signal that it has no handler for.
@@ -31,23 +31,72 @@ def only_child(pid: int) -> int:
     return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+either = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+
+
+class Place:
+    """A folder that is started like the image's, with a program that never comes to an end by itself."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.write("scripts/corral/app.py", "print('reading', flush=True)\ninput()\n")
+        shutil.copy(GATEWAY, folder / "scripts")
+        shutil.copy(ROOT / "entrypoint.sh", folder)
+
+    def write(self, name: str, text: str) -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+
+    def exit_code(self, command: list[str], number: signal.Signals, when: str) -> int:
+        """Of a program that is sent a signal as soon as it says `when`, and may then go on."""
+        prefix = as_process_1()
+        with subprocess.Popen(
+            [*prefix, *command],
+            env={"PATH": f"{self.folder}/bin:{os.environ['PATH']}"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == f"{when}\n"
+            pid = only_child(process.pid) if prefix else process.pid
+            try:
+                os.kill(pid, number)
+                said, _nothing = process.communicate("\n", DEADLINE_S)
+                assert said == ""
+            except BaseException:
+                os.kill(pid, signal.SIGKILL)
+                raise
+        return process.returncode
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+@either
 def test_a_signal_that_comes_while_it_is_still_being_read_ends_it(
-    tmp_path: Path, number: signal.Signals
+    place: Place, number: signal.Signals
 ) -> None:
-    (tmp_path / "corral").mkdir()
-    (tmp_path / "corral" / "app.py").write_text("print('reading', flush=True)\ninput()\n")
-    program = shutil.copy(GATEWAY, tmp_path)
-    prefix = as_process_1()
-    with subprocess.Popen(
-        [*prefix, sys.executable, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "reading\n"
-        pid = only_child(process.pid) if prefix else process.pid
-        try:
-            os.kill(pid, number)
-            assert process.wait(DEADLINE_S) == 0
-        except BaseException:
-            os.kill(pid, signal.SIGKILL)
-            raise
+    command = [sys.executable, str(place.folder / "scripts" / "gateway.py")]
+    assert place.exit_code(command, number, "reading") == 0
+
+
+# Each of these waits for a line before it does what it is there for.
+
+
+@either
+def test_a_signal_that_comes_while_python_starts_ends_it(place: Place, number: signal.Signals) -> None:
+    place.write(".venv/bin/python", f'#!/bin/sh\necho starting\nread _\nexec {sys.executable} "$@"\n')
+    assert place.exit_code([str(place.folder / "entrypoint.sh")], number, "starting") == 0
+
+
+@either
+def test_a_signal_that_comes_while_the_entrypoint_runs_ends_it(place: Place, number: signal.Signals) -> None:
+    readlink = shutil.which("readlink")
+    place.write("bin/readlink", f'#!/bin/sh\necho looking >&2\nread _\nexec {readlink} "$@"\n')
+    assert place.exit_code([str(place.folder / "entrypoint.sh")], number, "looking") == 0

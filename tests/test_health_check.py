@@ -1,4 +1,4 @@
-"""The health check as a container engine runs it: a process with an exit code, in the gateway's directory."""
+"""The health check as a container engine runs it: a process with an exit code, in whatever directory."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ from tests.conftest import StartCorral
 from tests.support import ROOT, make_certificate
 from tests.waiting import wait_until
 
-PROGRAM = ROOT / "scripts" / "health_check.py"
 # What the image allows it in all.
 TIMEOUT_S = 3.0
 TRIES = 3
 
 
-def check(cwd: Path, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    bare = {"PATH": "/usr/bin:/bin", "HOME": str(cwd)}
+def check(place: Path, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the program of an installation at `place`, from elsewhere."""
+    scripts = place / "scripts"
+    if not scripts.exists():
+        scripts.symlink_to(ROOT / "scripts")
+    bare = {"PATH": "/usr/bin:/bin", "HOME": str(place)}
     return subprocess.run(
-        [sys.executable, str(PROGRAM)],
-        cwd=cwd,
+        [sys.executable, str(scripts / "health_check.py")],
+        cwd="/",
         env=bare | dict(environment or {}),
         capture_output=True,
         text=True,
@@ -35,8 +38,8 @@ def check(cwd: Path, environment: Mapping[str, str] | None = None) -> subprocess
     )
 
 
-def says_healthy(cwd: Path, environment: Mapping[str, str]) -> bool:
-    return check(cwd, environment).returncode == 0
+def says_healthy(place: Path, environment: Mapping[str, str]) -> bool:
+    return check(place, environment).returncode == 0
 
 
 def port_of(url: str) -> str:
@@ -53,10 +56,16 @@ def test_it_tells_health_from_its_absence(start_corral: StartCorral, tmp_path: P
     assert nobody.stderr.count("\n") == 1
 
 
-def test_it_finds_what_the_gateway_finds_in_dotenv(start_corral: StartCorral, tmp_path: Path) -> None:
-    corral = start_corral()
+def test_it_finds_what_the_entrypoints_gateway_finds_in_files_wherever_it_is_called(
+    start_corral: StartCorral, tmp_path: Path
+) -> None:
+    only = "127.0.0.3"
+    corral = start_corral(environment={"GATEWAY_HOST": only}, until_up=False)
     (tmp_path / ".env").write_text(f"PORT_HEALTH={port_of(corral.health_url)}\n")
-    assert says_healthy(tmp_path, {})
+    (tmp_path / "config.json").write_text(f'{{"api": {{"host": "{only}"}}}}')
+    wait_until(lambda: says_healthy(tmp_path, {}), "the check says healthy", 20.0)
+    (tmp_path / ".env").unlink()
+    assert not says_healthy(tmp_path, {})
 
 
 def test_it_goes_to_the_address_that_the_gateway_listens_on(

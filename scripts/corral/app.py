@@ -3,7 +3,7 @@
 The order of the start is a promise: the status file says `starting` and the health process runs before
 anything slow, then the sockets listen and probes are answered, then models load. The order of the stop is
 its mirror: refuse what is new, let finish what runs, stop the herd, and the health process last, so that
-whoever asks it sees the end coming.
+whoever asks it sees the end coming. A stop that is wished for during the start is the end of the start.
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import corral
 from corral import errors, settings, welcome
 from corral.bulletin import Bulletin
 from corral.catalogue import Catalogue
-from corral.drivers import clock, descriptors, fit_params, host_memory, tasks
+from corral.drivers import clock, descriptors, fit_params, tasks
 from corral.drivers.event_loop import new_event_loop
 from corral.drivers.gpu_probe import GpuProbe, GpuReading
 from corral.drivers.http_client import HttpClient
-from corral.drivers.http_server import HttpServer, ServerLimits
+from corral.drivers.http_server import BODIES_MAX_BYTES, HttpServer, ServerLimits
 from corral.drivers.key_file_store import KeyFileStore
 from corral.drivers.learned_store import LearnedStore
 from corral.drivers.listening import listen_sockets
 from corral.drivers.log_files import LogFiles
-from corral.drivers.model_store import catalogue
 from corral.drivers.patrol import Patrol
 from corral.drivers.reaper import Reaper
+from corral.drivers.threads import in_thread
 from corral.drivers.tls import Certificate
 from corral.fleet import Fleet, FleetMemory, LlamaEngines, SecondOpinions
 from corral.formats import http1
-from corral.formats.size import amount
 from corral.formats.status import ModelState, Phase
-from corral.handlers import replies
+from corral.handlers import replies, status
 from corral.handlers.gate import Gate
 from corral.handlers.record import Recorder
 from corral.handlers.routes import Routes
@@ -53,6 +53,7 @@ from corral.policy.authentication import KeyRing
 from corral.policy.idle_exit import IdleExit
 from corral.policy.scheduler import ModelLimits, Terms
 from corral.settings import Settings
+from corral.surroundings import hardware, look_around
 
 log = logging.getLogger("corral")
 
@@ -64,8 +65,8 @@ IDLE_EVERY_S = 1.0
 # How fast a model is thought to load until it has been seen to: a plain SSD's pace.
 READ_BYTES_PER_S = 1 << 30
 DRAIN_POLL_S = 0.02
-# Of 10,000 clients each may send 10 MiB, and no machine has 100 GiB to spare for that.
-BODIES_MAX_BYTES = 512 * 2**20
+# How long those who wait for a start that has been given up may take to hear of it.
+SEND_AWAY_S = 1.0
 GC_THRESHOLDS = (10_000, 20, 20)
 
 
@@ -94,7 +95,7 @@ class App:
         self.port = 0
         self._health = HealthProcess(config, self.bulletin.path, self.reaper)
         self._certificate: Certificate | None = None
-        self._stop_wanted = asyncio.Event()
+        self._stop_wanted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._hurry = False
         self._ended = False
         # What has been opened so far, and how it is let go of: the last comes first.
@@ -102,7 +103,8 @@ class App:
 
     # Start -------------------------------------------------------------------------------------
 
-    async def start(self) -> None:
+    async def start(self) -> bool:
+        """Whether it serves now. False: it was told to stop before it came to that."""
         self._ending.callback(self._end)
         loop = asyncio.get_running_loop()
         # Process 1 of a container does not even notice a signal that it has no handler for.
@@ -118,8 +120,19 @@ class App:
         self._see_what_must_be_there()
         vestibule = await self._listen()
         self.key_store.load()
-        await asyncio.to_thread(self._look_around)
+        looking = in_thread(partial(look_around, self.settings), "looking around")
+        either: tuple[asyncio.Future[Any], ...] = (looking, self._stop_wanted)
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if self._stop_wanted.done():
+            looking.cancel()
+            return False
+        self.gpu_probe, self.gpus, self.learned, self.catalogue = looking.result()
         self._ending.callback(self.learned.close)
+        self._serve(vestibule)
+        return True
+
+    def _serve(self, vestibule: Vestibule) -> None:
+        """Build what stands behind the listener, and open it. From here on there is nothing to wait for."""
         for warning in (*self.settings.warnings, *self.catalogue.warnings):
             log.warning("%s", warning)
         self.fleet = self._build_fleet()
@@ -144,10 +157,11 @@ class App:
         own = self.settings.server
         sockets = listen_sockets(own.host, own.port)
         self.port = sockets[0].getsockname()[1]
-        vestibule = Vestibule(own.health_check_path, self.bulletin.document, self.recorder)
+        vestibule = Vestibule(own, self.bulletin.document, self.recorder)
         self.server = self._build_server(vestibule)
         await self.server.listen(sockets, self._certificate.context if self._certificate else None)
         self._ending.push_async_callback(self.server.close)
+        self._ending.push_async_callback(self._send_away, vestibule)
         return vestibule
 
     def _see_what_must_be_there(self) -> None:
@@ -159,18 +173,6 @@ class App:
             raise errors.SettingsError(f"FATAL: Model file can't be read by this user: {single.model.path}")
         if own.tls_cert_file is not None:
             self._certificate = Certificate(own.tls_cert_file, own.tls_key_file)
-
-    def _look_around(self) -> None:
-        """See what there is: cards, models, what was learnt of them.
-
-        It takes a while: a header with a large vocabulary 50 ms (measured), a driver that sleeps seconds.
-        """
-        if self.settings.herd.gpu_enabled:
-            self.gpu_probe = GpuProbe.open()
-        if self.gpu_probe is not None:
-            self.gpus = self.gpu_probe.read()
-        self.learned = LearnedStore(self.settings.paths.state / "corral.db")
-        self.catalogue = catalogue(self.settings)
 
     def _build_fleet(self) -> Fleet:
         herd = self.settings.herd
@@ -240,19 +242,29 @@ class App:
         )
 
     def _build_server(self, vestibule: Vestibule) -> HttpServer:
-        own = self.settings.server
+        own, herd, single = self.settings.server, self.settings.herd, self.settings.single_model
+        named = self.settings.models.values() if single is None else (single.model,)
+        slots = launch.slots_at_most(named, herd.default_parallel, herd.models_max)
         limits = ServerLimits(
             head=http1.Limits(headers_max=own.headers_max, line_max_bytes=own.header_line_max_bytes),
             body_max_bytes=own.body_max_bytes,
             bodies_max_bytes=max(BODIES_MAX_BYTES, own.body_max_bytes),
-            connections_max=descriptors.connections_allowed(own.connections_max),
+            connections_max=descriptors.connections_allowed(
+                own.connections_max, engines=herd.models_max, slots=slots
+            ),
             header_timeout_s=own.header_timeout_s,
             body_timeout_s=own.body_timeout_s,
             write_timeout_s=own.write_timeout_s,
             keepalive_timeout_s=own.keepalive_timeout_s,
         )
-        refused = self.recorder.refused
-        return HttpServer(vestibule.handle, limits, self.patrol, replies.error_page, refused)
+        return HttpServer(
+            vestibule.handle,
+            limits,
+            self.patrol,
+            replies.error_page,
+            on_refused=self.recorder.refused,
+            never_refused=status.asks_for_life,
+        )
 
     def _preloads(self) -> tuple[str, ...]:
         if self.settings.single_model is not None:
@@ -281,8 +293,8 @@ class App:
         return ring
 
     def _load_keys(self, load: Callable[[], bool]) -> None:
-        # Before the gate is built there is nobody yet whom the new keys could be given to.
-        if load() and self.bulletin.phase is not Phase.STARTING:
+        # Before the gate is built there is nobody yet whom new keys could be given to.
+        if load() and self.bulletin.phase is Phase.SERVING:
             self.gate.keys = self._key_ring()
             self.fleet.limits_are(self.gate.keys.parallel_limits())
 
@@ -292,13 +304,14 @@ class App:
     # Stop --------------------------------------------------------------------------------------
 
     def _on_stop_signal(self) -> None:
-        if self._stop_wanted.is_set():
+        if self._stop_wanted.done():
             log.warning("a second signal: not waiting any longer")
             self._hurry = True
-        self._stop_wanted.set()
+        else:
+            self._stop_wanted.set_result(None)
 
     def _stop_if_idle(self, idle: IdleExit) -> None:
-        if self._stop_wanted.is_set():
+        if self._stop_wanted.done():
             return
         queue, states = self.fleet.queue, self.fleet.statuses().values()
         in_hand = self.gate.arriving or queue.active or any(map(queue.depth, self.catalogue.models))
@@ -306,25 +319,36 @@ class App:
         busy = bool(in_hand) or loading or not self.fleet.preload_settled
         if idle.due(clock.monotonic(), last_activity=self.recorder.last_activity_at, busy=busy):
             log.info("no model was asked for within %g s (IDLE_EXIT_S)", self.settings.server.idle_exit_s)
-            self._stop_wanted.set()
+            self._stop_wanted.set_result(None)
 
     async def until_stopped(self) -> None:
         """Wait for a signal, then drain and stop."""
-        await self._stop_wanted.wait()
+        await asyncio.wait([self._stop_wanted])
+        serves = self.bulletin.phase is Phase.SERVING
         self.bulletin.phase = Phase.DRAINING
-        log.info("stopping: %d requests may finish within %g s", *self._drain_terms())
         self.bulletin.write()
-        self.fleet.refuse_waiting()
-        self.server.wind_down()
-        deadline = clock.monotonic() + self.settings.server.drain_timeout_s
         try:
-            while self.server.busy and not self._hurry and clock.monotonic() < deadline:
-                await asyncio.sleep(DRAIN_POLL_S)
+            if serves:
+                timeout_s = self.settings.server.drain_timeout_s
+                log.info("stopping: %d requests may finish within %g s", self.fleet.queue.active, timeout_s)
+                self.fleet.refuse_waiting()
+                await self._drain(timeout_s)
+            else:
+                log.info("stopping in the middle of the start")
         finally:
             await self.close()
 
-    def _drain_terms(self) -> tuple[int, float]:
-        return self.fleet.queue.active, self.settings.server.drain_timeout_s
+    async def _drain(self, timeout_s: float) -> None:
+        self.server.wind_down()
+        deadline = clock.monotonic() + timeout_s
+        while self.server.busy and not self._hurry and clock.monotonic() < deadline:
+            await asyncio.sleep(DRAIN_POLL_S)
+
+    async def _send_away(self, vestibule: Vestibule) -> None:
+        """After a start that did not come to its end there may be some who wait for it."""
+        if vestibule.shut():
+            await asyncio.sleep(0)  # they are answered in this turn of the loop, also in a hurry
+            await self._drain(SEND_AWAY_S)
 
     async def close(self) -> None:
         """Let go of everything, the health process last. Also after a start that failed half-way."""
@@ -337,31 +361,30 @@ class App:
         self.logs.stop()
 
 
-def hardware(gpus: Sequence[GpuReading]) -> str:
-    """What the models run on, in words."""
-    if gpus:
-        return ", ".join(f"{gpu.name} ({amount(gpu.total_bytes)})" for gpu in gpus)
-    memory = host_memory.read()
-    return "no GPU found, CPU mode" + (f", {amount(memory.total_bytes)} of memory" if memory else "")
-
-
 async def serve(config: Settings) -> int:
     app = App(config)
     try:
-        await app.start()
-    except errors.SettingsError as error:
-        log.critical("%s", error)
+        serves = await app.start()
+    except Exception as error:
+        expected = isinstance(error, errors.SettingsError)
+        reason = f"{error}" if expected else f"the start failed: {error!r}"
+        log.critical("%s", reason, exc_info=None if expected else error)
         await app.close()
-        print(f"corral: {error}", file=sys.stderr)
+        print(f"corral: {reason}", file=sys.stderr)
         return 1
+    if serves:
+        settle_down(app)
+    await app.until_stopped()
+    return 0
+
+
+def settle_down(app: App) -> None:
     print(welcome.screen(app.settings, app.catalogue, app.port, hardware(app.gpus)), flush=True)
     # What is there now stays: the collector need never look at it again. What comes and goes with requests
     # goes by counting; by default the collector would look for circles in it with every hundredth request.
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
-    await app.until_stopped()
-    return 0
 
 
 def main(config_path: Path | None = None) -> int:

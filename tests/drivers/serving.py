@@ -42,9 +42,16 @@ async def serving(
     limits: ServerLimits = LIMITS,
     tick_s: float = 0.01,
     tls: ssl.SSLContext | None = None,
+    never_refused: Callable[[http1.RequestHead], bool] = lambda _head: False,
 ) -> AsyncIterator[tuple[HttpServer, int]]:
     """A server that listens on a free port; gives the server and the port."""
-    server = HttpServer(handler, limits, Patrol(tick_s), error_page)  # type: ignore[arg-type]
+    server = HttpServer(
+        handler,  # type: ignore[arg-type]
+        limits,
+        Patrol(tick_s),
+        error_page,
+        never_refused=never_refused,
+    )
     sockets = listen_sockets("127.0.0.1", 0)
     port = sockets[0].getsockname()[1]
     await server.listen(sockets, tls)

@@ -28,7 +28,8 @@ from tests.end_to_end.talk import (
     wait_for_queue,
     wire,
 )
-from tests.support import Corral, ask, processes_naming
+from tests.stand_in_nvml import NvmlWorld
+from tests.support import Corral, ask, listens, processes_naming
 from tests.waiting import wait_until
 
 ENDLESS_MODEL = {"models": {"demo": {"model_path": "demo.gguf", "flags": LARGE_CONTEXT}}}
@@ -149,6 +150,35 @@ def test_a_model_that_is_still_loading_does_not_hold_up_the_end(
     began = time.monotonic()
     assert corral.wait_until_ended() == 0
     assert time.monotonic() - began < 5
+    assert_nothing_is_left(corral)
+
+
+@pytest.mark.parametrize("times", [1, 2], ids=["once", "twice"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_driver_that_hangs_at_the_start_does_not_hold_up_the_end(
+    start_corral: StartCorral, stand_in: Path, tmp_path: Path, number: signal.Signals, times: int
+) -> None:
+    world = NvmlWorld(tmp_path / "world")
+    world.options("asleep=1000000")
+    corral = start_corral(
+        engine=stand_in,
+        environment=world.environment(),
+        config={"system": {"preload_models": ["demo"]}},
+        until_up=False,
+    )
+    wait_until(lambda: listens(corral.url) and listens(corral.health_url), "both ports listen")
+    with wire(corral) as waiting:
+        waiting.say(request(corral, chat()))
+        assert pings(corral) == (204, 204)
+        began = time.monotonic()
+        for _ in range(times):
+            corral.tell(number)
+        refused = waiting.hear()
+        assert (refused.status, refused.error()["code"]) == (503, "shutting_down")
+        assert waiting.at_end()
+    assert corral.wait_until_ended() == 0
+    assert time.monotonic() - began < 2
+    assert "Traceback" not in corral.log_text
     assert_nothing_is_left(corral)
 
 

@@ -21,7 +21,7 @@ from corral.drivers.patrol import Patrol
 from corral.fleet import Engine, Fleet
 from corral.formats import http1, key_file, prometheus_text
 from corral.formats.status import Phase, StatusDocument
-from corral.handlers import replies
+from corral.handlers import replies, status
 from corral.handlers.gate import Gate
 from corral.handlers.record import Recorder
 from corral.handlers.routes import Routes
@@ -267,8 +267,14 @@ class Gatehouse:
             dropped_log_lines=lambda: 0,
             open_connections=lambda: self.server.connections,
         )
-        handle, refused = Routes(self.gate).handle, self.gate.recorder.refused
-        self.server = HttpServer(handle, self.limits, patrol, replies.error_page, refused)
+        self.server = HttpServer(
+            Routes(self.gate).handle,
+            self.limits,
+            patrol,
+            replies.error_page,
+            on_refused=self.gate.recorder.refused,
+            never_refused=status.asks_for_life,
+        )
         return self.gate
 
     def _fleet(self, queue_timeout_s: float) -> Fleet:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 
 import pytest
 
 from corral.formats import prometheus_text
 from corral.formats.status import Phase
 from tests.handlers.gatehouse import CHAT, Gatehouse, silence
-from tests.in_a_loop import in_a_loop
+from tests.in_a_loop import in_a_loop, turns
 from tests.waiting import eventually
 
 
@@ -45,6 +46,31 @@ async def test_probes_need_no_key_and_get_the_codes_of_the_health_port(
         "/healthz": 200,
     }
     assert house.counted("router_last_activity_timestamp_seconds") == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "status"),
+    [
+        ("/live", "GET", 200),
+        ("/healthz", "HEAD", 200),
+        ("/live", "POST", 503),
+        ("/ping", "GET", 503),
+        ("/ready", "GET", 503),
+        ("/v1/models", "GET", 503),
+    ],
+)
+@in_a_loop
+async def test_where_there_are_too_many_only_life_is_still_told_of(
+    house: Gatehouse, path: str, method: str, status: int
+) -> None:
+    house.limits = dataclasses.replace(house.limits, connections_max=1)
+    async with house.open():
+        await house.connect()
+        await turns()
+        reply = await house.ask(path, method=method, key=None)
+        lines = await house.logged()
+    assert (reply.status, reply.header("connection")) == (status, "close")
+    assert lines[0][-1] == ("-" if status == 200 else "too_many_connections")
 
 
 @pytest.mark.parametrize("path", ["/ping", "/ready", "/healthz", "/health", "/metrics", "/"])

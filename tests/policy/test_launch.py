@@ -174,6 +174,18 @@ def test_slots_come_from_the_model_before_the_herd() -> None:
     assert launch.slots(a_model(flags=("--parallel", "7", "--parallel", "8")), 3) == 8
 
 
+@pytest.mark.parametrize(
+    ("named", "models_max", "expected"),
+    [((), 3, 6), ((4,), 3, 8), ((4, None, 16, 8), 3, 28), ((4, 1, 16), 1, 16), ((1,), 1, 1)],
+    ids=["none named", "others too", "the largest", "one at a time", "the only one"],
+)
+def test_all_engines_together_work_on_as_many_as_the_largest_models_do(
+    named: tuple[int | None, ...], models_max: int, expected: int
+) -> None:
+    models = [a_model("m", parallel=parallel) for parallel in named]
+    assert launch.slots_at_most(models, default_parallel=2, models_max=models_max) == expected
+
+
 def test_a_placement_says_how_many_layers_go_where() -> None:
     argv = command(a_model(), gpu_layers=7, tensor_split=(3, 1))
     assert argv[argv.index("-ngl") + 1] == "7"

@@ -61,6 +61,22 @@ def test_the_config_file_is_looked_for_here_then_in_data_then_in_the_image(desk:
     assert places.config_file(desk.cwd, data) == desk.cwd / "config.json"
 
 
+def test_in_the_image_its_own_files_come_before_those_in_the_data(desk: Desk) -> None:
+    """The entrypoint works in the image's folder, so what lies there is what lies here."""
+    desk.cwd = desk.image
+    desk.file("config.json", '{"api": {"port": 9001}}')
+    desk.file(".env", "PORT_HEALTH=9002\n")
+    [data, *_others] = desk.volumes
+    data.mkdir()
+    (data / "config.json").write_text('{"api": {"port": 9003}}')
+    loaded = desk.load()
+    assert loaded.paths.data == data
+    assert loaded.paths.config_file == desk.image / "config.json"
+    assert (loaded.server.port, loaded.server.health_port) == (9001, 9002)
+    (desk.image / "config.json").unlink()
+    assert desk.load().server.port == 9003
+
+
 def test_the_runtime_directory_is_the_users_the_instances_and_the_ports(tmp_path: Path) -> None:
     name = f"corral-{os.getuid()}-box-8000"
     assert places.runtime_directory({"XDG_RUNTIME_DIR": str(tmp_path)}, "box", 8000) == tmp_path / name

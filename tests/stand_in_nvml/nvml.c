@@ -2,7 +2,8 @@
  *
  *   $STAND_IN_NVML/gpus       one device a line: UUID TOTAL_MIB FOREIGN_MIB [mig-of INDEX]
  *   $STAND_IN_NVML/options    words: `hidden` (names no processes), `no-sizes` (names them without sizes),
- *                             `broken` (every call fails), `late=MS` (memory comes back so long after death)
+ *                             `broken` (every call fails), `late=MS` (memory comes back so long after death),
+ *                             `asleep=MS` (it takes so long until it can be asked)
  *   $STAND_IN_NVML/use/PID    what a process holds: UUID MIB, one device a line
  *
  * Everything is read anew with each call, so a test changes the world by writing a file. A process that
@@ -26,7 +27,7 @@ struct process { unsigned pid; uint64_t bytes; unsigned gpu_instance, compute_in
 static struct gpu gpus[GPUS_MAX];
 static int gpu_count;
 static int hidden, no_sizes, broken;
-static long late_ms;
+static long late_ms, asleep_ms;
 static struct { int pid; int64_t died_ms; } dead[PIDS_MAX];
 static int dead_count;
 
@@ -48,7 +49,7 @@ static int read_world(void) {
     char line[512], word[512];
     FILE *file = open_file("gpus");
     gpu_count = hidden = no_sizes = broken = 0;
-    late_ms = 0;
+    late_ms = asleep_ms = 0;
     if (!file) return 0;
     while (gpu_count < GPUS_MAX && fgets(line, sizeof line, file)) {
         struct gpu *gpu = &gpus[gpu_count];
@@ -67,6 +68,7 @@ static int read_world(void) {
         no_sizes |= !strcmp(word, "no-sizes");
         broken |= !strcmp(word, "broken");
         sscanf(word, "late=%ld", &late_ms);
+        sscanf(word, "asleep=%ld", &asleep_ms);
     }
     if (file) fclose(file);
     return 1;
@@ -128,7 +130,12 @@ static int card_count(void) {
     return count;
 }
 
-int nvmlInitWithFlags(unsigned flags) { (void)flags; return read_world() && !broken ? OK : UNKNOWN; }
+int nvmlInitWithFlags(unsigned flags) {
+    (void)flags;
+    int read = read_world();
+    for (int64_t until = now_ms() + asleep_ms; now_ms() < until;) usleep(1000 * (until - now_ms()));
+    return read && !broken ? OK : UNKNOWN;
+}
 int nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
 int nvmlShutdown(void) { return OK; }
 const char *nvmlErrorString(int code) { return code == OK ? "fine" : "the stand-in driver says no"; }

@@ -7,10 +7,12 @@ import errno
 import logging
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from corral.drivers.event_loop import READABLE, WRITABLE, watcher_of
 from corral.drivers.socket_transport import SocketTransport
+from corral.drivers.threads import in_thread
 
 log = logging.getLogger("corral.connections")
 
@@ -77,7 +79,7 @@ async def connect(
     loop = asyncio.get_running_loop()
     failure: OSError = OSError(errno.EADDRNOTAVAIL, f"{host} has no address")
     nearest = [(socket.AF_UNIX, socket_path)] if socket_path else []
-    for family, address in [*nearest, *await _addresses(loop, host, port)]:
+    for family, address in [*nearest, *await _addresses(host, port)]:
         connected = socket.socket(family, socket.SOCK_STREAM)
         try:
             connected.setblocking(False)
@@ -94,14 +96,15 @@ async def connect(
     raise failure
 
 
-async def _addresses(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list[tuple[int, Any]]:
+async def _addresses(host: str, port: int) -> list[tuple[int, Any]]:
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             socket.inet_pton(family, host)
         except OSError:
             continue
         return [(family, (host, port))]  # a number is its own address; names are asked for in a thread
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    found = await in_thread(ask, f"the address of {host}")
     return [(entry[0], entry[4]) for entry in found]
 
 

@@ -19,6 +19,7 @@ onlooker        somebody who follows the states of all models
 from corral.fleet.engines import Engine, EngineDied, Engines, LlamaEngines
 from corral.fleet.fleet import Fleet
 from corral.fleet.lease import EngineLost, Lease
+from corral.fleet.managed import shutting_down
 from corral.fleet.memory import FleetMemory
 from corral.fleet.onlooker import Change, Onlooker
 from corral.fleet.queue_view import Waiter
@@ -37,4 +38,5 @@ __all__ = [
     "Onlooker",
     "SecondOpinions",
     "Waiter",
+    "shutting_down",
 ]

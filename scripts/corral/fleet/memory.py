@@ -9,9 +9,9 @@ A model that has loaded is measured, and what was found is remembered for its ne
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from corral import errors
@@ -19,6 +19,7 @@ from corral.catalogue import Catalogue
 from corral.drivers import clock, process_facts
 from corral.drivers.gpu_probe import GpuProbe, GpuReading
 from corral.drivers.learned_store import LearnedStore
+from corral.drivers.threads import in_thread
 from corral.fleet.devices import read_gpus, read_host
 from corral.fleet.footprints import file_facts, measure_out
 from corral.metrics import Metrics
@@ -211,7 +212,9 @@ class FleetMemory:
         """Have these models measured out, on another thread: it may take some 50 ms each."""
         for name in models:
             if not self._is_measured_out(name):
-                self._footprints[name] = await asyncio.to_thread(self._measure_anew, name)
+                self._footprints[name] = await in_thread(
+                    partial(self._measure_anew, name), f"measuring {name}"
+                )
 
     def plan(self, models: Iterable[str], outlook: Outlook) -> list[Plan]:
         """What would become of a request for each of these. Not a decision: nobody is disturbed by it."""

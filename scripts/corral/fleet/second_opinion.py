@@ -14,12 +14,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from corral.catalogue import Catalogue
 from corral.drivers.fit_params import FitParams, NoAnswer
 from corral.drivers.reaper import Reaper
+from corral.drivers.threads import in_thread
 from corral.fleet.keeper import given_back
 from corral.fleet.managed import Memory
 from corral.formats.fit_print import FitPrintError, parse
@@ -80,7 +82,7 @@ class SecondOpinions:
                 return
             await asyncio.sleep(PAUSE_S)
             # Reading a header takes up to 50 ms (measured), and requests need not wait for that.
-            footprint = await asyncio.to_thread(self._memory.measure_out, name)
+            footprint = await in_thread(partial(self._memory.measure_out, name), f"measuring {name}")
             if isinstance(footprint, PredictedFootprint):
                 await self._consult(name, footprint)
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from corral import errors
 from corral.drivers import clock, process_facts
-from corral.formats import prometheus_text
+from corral.formats import http1, prometheus_text
 from corral.formats.status import ModelState, StatusDocument, body, ping_code, ready
 from corral.handlers.call import Call
 from corral.handlers.gate import Gate
@@ -42,10 +42,17 @@ async def is_alive(_teller: Teller, call: Call) -> None:
     send_json(call, {"status": "ok"})
 
 
+LIFE = ("/live", "/healthz")
+
+
+def asks_for_life(head: http1.RequestHead) -> bool:
+    """The one question that is answered however many others ask: where it is not, a platform kills."""
+    return head.path in LIFE and head.method in ("GET", "HEAD")
+
+
 PROBES: dict[str, Callable[[Teller, Call], Coroutine[Any, Any, None]]] = {
+    **dict.fromkeys(LIFE, is_alive),
     "/ping": ping,
-    "/live": is_alive,
-    "/healthz": is_alive,
     "/ready": is_ready,
     "/readyz": is_ready,
 }

@@ -7,9 +7,10 @@ nothing behind anyone's back: a context that doesn't fit is an error, not a smal
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from corral.catalogue import Model
+from corral.settings import ModelSettings
 
 # llama-server's spellings of the options that are set here and that settings know nothing of.
 _FIT = {"-fit", "--fit"}
@@ -70,9 +71,18 @@ def command(
     return (*argv, *model.flags)
 
 
-def slots(model: Model, default_parallel: int) -> int:
+def slots(model: ModelSettings, default_parallel: int) -> int:
     """How many requests it works on at a time."""
     return model.parallel or default_parallel
+
+
+def slots_at_most(models: Iterable[ModelSettings], default_parallel: int, models_max: int) -> int:
+    """How many requests all engines together work on at a time, whichever models are loaded.
+
+    Models that the settings do not name have as many slots as the settings say for all.
+    """
+    named = sorted((slots(model, default_parallel) for model in models), reverse=True)
+    return sum([*named, *[default_parallel] * models_max][:models_max])
 
 
 def context_tokens(model: Model, default_parallel: int) -> int:

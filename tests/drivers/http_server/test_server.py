@@ -2,17 +2,21 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import socket
 import ssl
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from corral.drivers.http_server import Exchange
+from corral.drivers.http_server import Exchange, HttpServer
 from corral.drivers.http_server import server as server_module
+from corral.drivers.http_server.connection import Connection
 from corral.drivers.tasks import Bell
 from tests.drivers.serving import LIMITS, RawClient, serving
 from tests.drivers.test_tls import make_pair
-from tests.in_a_loop import in_a_loop
+from tests.in_a_loop import in_a_loop, turns
 from tests.waiting import eventually
 
 GET = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -60,32 +64,115 @@ def test_a_connection_too_many_gets_503_and_the_others_go_on() -> None:
     asyncio.run(main())
 
 
+SERVED, TOLD = 4, 4
+# Half of those that are too many are kept until they ask something.
+WAITING = SERVED + TOLD // 2
+
+
+@asynccontextmanager
+async def crowded(
+    monkeypatch: pytest.MonkeyPatch, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[tuple[HttpServer, int]]:
+    """A server with room for few, that is patient with whoever says nothing."""
+    monkeypatch.setattr(server_module, "TOLD_MAX", TOLD)
+    limits = dataclasses.replace(LIMITS, connections_max=SERVED, header_timeout_s=1000.0)
+    async with serving(hello, limits, tls=tls, never_refused=lambda head: head.path == "/live") as served:
+        yield served
+
+
+async def silent_clients(port: int, count: int) -> list[RawClient]:
+    """So many that say nothing; each has been met before the next one comes."""
+    clients = []
+    for _ in range(count):
+        clients.append(await RawClient.connect(port))
+        await turns()
+    return clients
+
+
+def get(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+
+
 @pytest.mark.parametrize("speaks_tls", [False, True], ids=["plain", "TLS"])
 @in_a_loop
-async def test_past_those_that_are_told_so_everybody_is_closed_at_once(
+async def test_of_those_who_are_too_many_and_say_nothing_the_first_makes_way_for_the_next(
     speaks_tls: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(server_module, "TOLD_MAX", 2)
-    limits = dataclasses.replace(LIMITS, connections_max=3, header_timeout_s=1000.0)
     tls = server_context(tmp_path) if speaks_tls else None
-    async with serving(hello, limits, tls=tls) as (server, port):
-        silent = [await RawClient.connect(port) for _ in range(5)]
-        for _ in range(3):
-            assert await (await RawClient.connect(port)).rest() == b""
-        assert [record.getMessage() for record in caplog.records] == [
-            "5 connections are open: others are closed as they come"
-        ]
-        # Silence in a handshake is no connection yet, and takes a descriptor all the same.
-        assert server.connections == (0 if speaks_tls else 5)
-        for each in silent:
-            each.close()
-        await eventually(lambda: not server.held, "they have gone")
+    async with crowded(monkeypatch, tls) as (server, port):
+        for _ in range(2):
+            caplog.clear()
+            clients = await silent_clients(port, WAITING + 4)
+            # Who is served stays. Silence in a handshake is no connection yet, and goes like any other.
+            gone = clients[:4] if speaks_tls else clients[SERVED : SERVED + 4]
+            assert [await each.rest() for each in gone] == [b""] * 4
+            assert (server.held, server.connections) == (WAITING, 0 if speaks_tls else WAITING)
+            assert [record.getMessage() for record in caplog.records] == [
+                f"{WAITING} connections are open: for each that comes one that has asked nothing is closed"
+            ]
+            for each in clients:
+                each.close()
+            await eventually(lambda: not server.held, "they have gone")
         reader, writer = await asyncio.open_connection(
             "127.0.0.1", port, ssl=client_context() if tls else None
         )
         writer.write(GET)
         assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
         writer.close()
+
+
+@in_a_loop
+async def test_of_those_who_come_at_once_no_more_are_taken_than_there_are_descriptors_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with crowded(monkeypatch) as (server, port):
+        held: list[int] = []
+        enter = server.enter
+
+        def watched(connection: Connection) -> bool:
+            has_room = enter(connection)
+            held.append(server.held)
+            return has_room
+
+        monkeypatch.setattr(server, "enter", watched)
+        # Who makes way has its descriptor until the turn is over.
+        with ExitStack() as at_once:
+            for _ in range(20):
+                at_once.enter_context(socket.create_connection(("127.0.0.1", port)))
+            await turns()
+            assert max(held) == SERVED + TOLD
+            assert server.held == WAITING, "who had to go has gone"
+
+
+@in_a_loop
+async def test_what_is_never_refused_is_answered_however_many_say_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with crowded(monkeypatch) as (_server, port):
+        served, *_others = await silent_clients(port, 2 * WAITING)
+        for path, expected in (("/live", 200), ("/a", 503), ("/live", 200)):
+            client = await RawClient.connect(port)
+            client.send(get(path) * 2)
+            status, headers, _body = await client.answer()
+            assert (status, headers["connection"]) == (expected, "close")
+            assert await client.rest() == b""
+        served.send(GET)
+        status, headers, _body = await served.answer()
+        assert (status, headers.get("connection")) == (200, None)
+
+
+@in_a_loop
+async def test_one_too_many_that_is_served_after_all_need_not_make_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with crowded(monkeypatch) as (server, port):
+        first, *_others, late = await silent_clients(port, SERVED + 1)
+        first.close()
+        await eventually(lambda: server.held == SERVED, "there is room for it")
+        for _ in range(2):
+            late.send(GET)
+            assert (await late.answer())[0] == 200
+            await silent_clients(port, 2 * WAITING)
 
 
 @in_a_loop

@@ -17,13 +17,13 @@ import math
 import socket
 import struct
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from corral import errors
 from corral.drivers import clock
 from corral.drivers.http_server.body_room import BodyRoom
 from corral.drivers.http_server.exchange import Exchange
+from corral.drivers.http_server.limits import ServerLimits
 from corral.drivers.listening import client_address
 from corral.drivers.tasks import Bell, Strand
 from corral.formats import http1
@@ -48,18 +48,6 @@ class ClientGone(asyncio.CancelledError):
     """The client closed its connection before its answer was complete."""
 
 
-@dataclass(frozen=True)
-class ServerLimits:
-    head: http1.Limits
-    body_max_bytes: int
-    bodies_max_bytes: int  # of all large ones together
-    connections_max: int
-    header_timeout_s: float
-    body_timeout_s: float
-    write_timeout_s: float
-    keepalive_timeout_s: float
-
-
 Handler = Callable[[Exchange], Coroutine[Any, Any, None]]
 ErrorPage = Callable[[errors.CorralError], tuple[list[tuple[bytes, bytes]], bytes]]
 
@@ -74,9 +62,9 @@ class Server(Protocol):
     date_line: clock.PerSecond[bytes]
     body_room: BodyRoom
 
-    @property
-    def overfull(self) -> bool: ...
-    def enter(self, connection: Connection) -> None: ...
+    def enter(self, connection: Connection) -> bool: ...
+    def admit(self, connection: Connection) -> bool: ...
+    def never_refused(self, head: http1.RequestHead, /) -> bool: ...
     def leave(self, connection: Connection) -> None: ...
     def on_refused(self, client: str, error: errors.CorralError) -> None: ...
 
@@ -115,8 +103,7 @@ class Connection(asyncio.Protocol):
         transport.set_write_buffer_limits(high=UNSENT_MAX_BYTES)
         self.client = client_address(transport.get_extra_info("peername"))
         self._deadline = clock.monotonic() + self.server.limits.header_timeout_s
-        self.server.enter(self)
-        self._one_too_many = self.server.overfull
+        self._one_too_many = not self.server.enter(self)
 
     def data_received(self, data: bytes) -> None:
         if self._lingering:
@@ -242,14 +229,19 @@ class Connection(asyncio.Protocol):
         self._had_request = True
         self._in_a_row += 1
         exchange = self._exchange = Exchange(self, head, body)
-        if self._one_too_many and self.server.overfull:
-            exchange.close_after()
+        if self._one_too_many and self._is_turned_away(exchange):
             self._ended(self._overfull())
             return
         if exchange.body_done and body is None:
             self.reader.next_event()  # the END that follows a head without a body
         self._strand = Strand(self.server.handler(exchange), self._ended)
         self._strand.step()
+
+    def _is_turned_away(self, exchange: Exchange) -> bool:
+        self._one_too_many = not self.server.admit(self)
+        if self._one_too_many:
+            exchange.close_after()
+        return self._one_too_many and not self.server.never_refused(exchange.head)
 
     def _overfull(self) -> errors.CorralError:
         error = errors.TooManyConnections(

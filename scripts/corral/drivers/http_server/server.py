@@ -1,8 +1,11 @@
 """The listener: accepts connections, counts them, and winds them down.
 
 Every connection is a descriptor, and a client costs nothing to be one more. So those that are too many are
-told so, when they ask something; and what comes on top of these is closed at once, lest connections that
-ask nothing take the descriptors that others need, of an engine's connection first of all.
+told so, when they ask something. They, and handshakes that are not through, are the crowd at the door: it has
+so many descriptors and no more, lest others be without, an engine's connection first of all. For each that
+comes when half of them are taken, the one that has stood there for longest makes way. So whoever asks at
+once is heard, even under a flood of connections that ask nothing: a platform's probe, which is answered and
+not told to go, first of all.
 """
 
 from __future__ import annotations
@@ -16,17 +19,20 @@ from socket import socket
 
 from corral import errors
 from corral.drivers import clock
-from corral.drivers.connections import Listener
+from corral.drivers.connections import ACCEPTS_MAX, Listener
 from corral.drivers.http_server.body_room import BodyRoom
-from corral.drivers.http_server.connection import Connection, ErrorPage, Handler, ServerLimits
+from corral.drivers.http_server.connection import Connection, ErrorPage, Handler
+from corral.drivers.http_server.limits import ServerLimits
 from corral.drivers.patrol import Patrol
 from corral.drivers.socket_transport import SocketTransport
 from corral.drivers.tasks import Strand
+from corral.formats import http1
 
 log = logging.getLogger("corral.connections")
 
-# How many are told that they are too many; never more than are served.
-TOLD_MAX = 256
+# How many may be at the door; never more than are served. Those that make way have their descriptors until
+# the turn of the loop is over, so half of it is for as many as one turn brings.
+TOLD_MAX = 2 * ACCEPTS_MAX
 
 
 class HttpServer:
@@ -39,19 +45,26 @@ class HttpServer:
         patrol: Patrol,
         error_page: ErrorPage,
         on_refused: Callable[[str, errors.CorralError], None] = lambda _client, _error: None,
+        never_refused: Callable[[http1.RequestHead], bool] = lambda _head: False,
     ) -> None:
+        """`never_refused`: what is answered even where there are too many. It must cost nothing."""
         self.handler = handler
         self.limits = limits
         self.error_page = error_page
         self.on_refused = on_refused
+        self.never_refused = never_refused
         self.date_line = clock.PerSecond(lambda second: b"date: %b\r\n" % clock.http_date(second))
         self.closing = False
         self.body_room = BodyRoom(limits.bodies_max_bytes)
         self._patrol = patrol
         self._connections: set[Connection] = set()
         self._handshakes: set[Strand] = set()
-        self._held_max = limits.connections_max + min(TOLD_MAX, limits.connections_max)
-        self._is_full = False
+        # The first one has been there for longest.
+        self._crowd: dict[Connection | Strand, None] = {}
+        told_max = min(TOLD_MAX, limits.connections_max)
+        self._held_max = limits.connections_max + told_max
+        self._crowded_at = limits.connections_max + (told_max + 1) // 2
+        self._is_crowded = False
         self._listeners: list[Listener] = []
 
     async def listen(self, sockets: list[socket], tls: ssl.SSLContext | None = None) -> None:
@@ -60,13 +73,25 @@ class HttpServer:
         self._listeners += [Listener(each, partial(self._take, begin)) for each in sockets]
 
     def _take(self, begin: Callable[[socket], None], connected: socket) -> None:
-        if self.held < self._held_max:
-            begin(connected)
+        if self.held >= self._held_max:
+            connected.close()
             return
-        connected.close()
-        if not self._is_full:
-            self._is_full = True
-            log.warning("%d connections are open: others are closed as they come", self._held_max)
+        if self.held >= self._crowded_at:
+            self._make_way()
+        begin(connected)
+
+    def _make_way(self) -> None:
+        if not self._is_crowded:
+            self._is_crowded = True
+            log.warning(
+                "%d connections are open: for each that comes one that has asked nothing is closed", self.held
+            )
+        if (first := next(iter(self._crowd), None)) is not None:
+            del self._crowd[first]
+            if isinstance(first, Strand):
+                first.throw(asyncio.CancelledError())
+            else:
+                first.abort()
 
     def _begin(self, connected: socket) -> None:
         SocketTransport(asyncio.get_running_loop(), connected, Connection(self))
@@ -84,11 +109,13 @@ class HttpServer:
 
         def shaken(error: BaseException | None) -> None:
             self._handshakes.discard(strand)
+            self._has_left(strand)
             if error is not None and not isinstance(error, OSError | asyncio.CancelledError):
                 log.error("a TLS handshake failed: %s", error, exc_info=error)
 
         strand = Strand(handshake, shaken)
         self._handshakes.add(strand)
+        self._crowd[strand] = None
         strand.step()
 
     @property
@@ -106,17 +133,34 @@ class HttpServer:
         return any(connection.busy for connection in self._connections)
 
     @property
-    def overfull(self) -> bool:
-        return len(self._connections) > self.limits.connections_max
+    def _has_room(self) -> bool:
+        """Whether all that are here may stay."""
+        return len(self._connections) <= self.limits.connections_max
 
-    def enter(self, connection: Connection) -> None:
+    def enter(self, connection: Connection) -> bool:
+        """Take it in. False: at the door only, for it is one too many."""
         self._connections.add(connection)
         self._patrol.join(connection)
+        has_room = self._has_room
+        if not has_room:
+            self._crowd[connection] = None
+        return has_room
+
+    def admit(self, connection: Connection) -> bool:
+        """Let one in from the door, if there is room for it by now."""
+        has_room = self._has_room
+        if has_room:
+            self._crowd.pop(connection, None)
+        return has_room
 
     def leave(self, connection: Connection) -> None:
         self._connections.discard(connection)
-        self._is_full = self._is_full and self.overfull
         self._patrol.leave(connection)
+        self._has_left(connection)
+
+    def _has_left(self, one: Connection | Strand) -> None:
+        self._crowd.pop(one, None)
+        self._is_crowded = self._is_crowded and self.held > self.limits.connections_max
 
     def wind_down(self) -> None:
         """From now on every answer is its connection's last one; idle connections close at once."""
