@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import re
 
 import pytest
@@ -14,6 +15,7 @@ from tests.handlers.gatehouse import (
     answering,
     read_reply,
     request,
+    streaming,
 )
 from tests.in_a_loop import in_a_loop
 from tests.models import a_model
@@ -348,3 +350,30 @@ async def test_a_large_body_for_which_there_is_no_room_is_to_come_again(house: G
         assert (line[3], line[9]) == ("503", "too_many_large_bodies")
         assert (await house.ask(PATH, CHAT | {"padding": "x" * 90_000})).status == 200
         assert house.server.body_room.free_bytes == 100_000
+
+
+# What is left of it ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("streams", [False, True], ids=["whole", "streamed"])
+@in_a_loop
+async def test_no_request_is_left_for_the_garbage_collector(house: Gatehouse, streams: bool) -> None:
+    """The dead crowd the living out of the processor's caches: they were a fifth of a request's time."""
+    if streams:
+        house.backend.script = streaming(b"one", b"two")
+    async with house.open():
+        await house.ask(PATH, CHAT)
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            for _ in range(3):
+                assert (await house.ask(PATH, CHAT)).status == 200
+            await house.logged(4)
+            gc.collect()
+            left = {type(each).__qualname__ for each in gc.garbage}
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+    assert not left & {"Call", "Exchange", "Lease", "Ticket", "Strand", "Answer"}

@@ -259,6 +259,9 @@ class Connection(asyncio.Protocol):
             self._body_bytes = 0
         exchange = self._exchange
         assert exchange is not None
+        # What would be raised knows the handler's data, and those know the exchange: without this a request
+        # would be a circle, which goes only when the garbage collector comes by.
+        exchange.expiry_error = None
         if (error is not None or not exchange.status) and not isinstance(error, ClientGone):
             self._answer_failure(exchange, error)
         if not exchange.finished:
