@@ -529,3 +529,35 @@ def test_a_backend_that_has_closed_a_kept_connection_had_the_request_or_not(
 
     with asyncio.Runner(loop_factory=make_loop) as runner:
         runner.run(asyncio.wait_for(work(), 20))
+
+
+@pytest.mark.parametrize("at", ["port", "socket"])
+def test_who_was_there_at_a_death_was_there_though_it_knocks_once_more_while_the_door_still_stands(
+    at: str, tmp_path: Path
+) -> None:
+    """A process that dies closes one socket after the other, and its listener may be the last."""
+
+    async def work() -> None:
+        backend = Listening(str(tmp_path / "near.sock") if at == "socket" else "")
+        client = HttpClient(Patrol(0.005))
+        first = tasks.outcome(ask(client, backend.address))
+        await turns()
+        connected = backend.take()
+        await eventually(lambda: connected.recv(len(GET), socket.MSG_DONTWAIT), "the first request")
+        connected.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        assert await first == b"ok"
+        second = tasks.outcome(ask(client, backend.address))
+        await turns()
+        assert connected.recv(len(GET)) == GET
+        (kept,) = client._open[backend.address]
+        connected.close()
+        await eventually(
+            lambda: any(each._answering for each in client._open[backend.address] - {kept}), "it knocks again"
+        )
+        backend.die()
+        with pytest.raises(BackendGone) as caught:
+            await second
+        assert caught.value.was_sent
+
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(asyncio.wait_for(work(), 20))

@@ -36,7 +36,7 @@ class HttpClient:
         `on_silence` is asked; without one that is an UpstreamTimeout.
         """
         idle = self._idle.get(address)
-        was_kept = bool(idle)
+        was_kept, was_sent = bool(idle), False
         connection = idle.pop() if idle else await self._connect(address)
         while True:
             try:
@@ -47,9 +47,11 @@ class HttpClient:
                         return answer
             except BaseException as error:
                 connection.abort()
+                if isinstance(error, BackendGone):
+                    # A process that dies over it may be there still when it comes again.
+                    was_sent = error.was_sent = was_sent or error.was_sent
                 if not (was_kept and isinstance(error, BackendGone)):
                     raise
-                was_sent = error.was_sent
             # It may have been closed long before. Once more, on a new one.
             was_kept = False
             try:
