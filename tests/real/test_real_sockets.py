@@ -17,6 +17,7 @@ from tests.end_to_end.talk import (
     open_chat,
 )
 from tests.support import Corral, running_corral
+from tests.waiting import wait_until
 
 SETTINGS = {"models": {"demo": {"model_path": "demo.gguf", "flags": [*LARGE_CONTEXT, "--parallel", "3"]}}}
 ESTABLISHED = b"01"
@@ -41,7 +42,7 @@ def test_a_stream_comes_by_the_socket_and_by_the_port_when_it_is_gone(corral: Co
         next_event(stream)
         port = model_status(corral)["port"]
         near = corral.directory / "run" / "engines" / f"{port}.sock"
-        assert f"listening on unix://{near}" in engine_log(corral)
+        wait_until(lambda: f"listening on unix://{near}" in engine_log(corral), "it listens there")
         assert connections_to(port) == 0
         near.unlink()
         with open_chat(corral, **ENDLESS) as other:
