@@ -14,7 +14,7 @@ from corral import errors
 from corral.drivers import connections, tasks
 from corral.drivers.event_loop import new_event_loop
 from corral.drivers.http_client import Address, BackendGone, HttpClient
-from corral.drivers.http_client.connection import UNREAD_MAX_BYTES
+from corral.drivers.http_client.connection import UNREAD_MAX_BYTES, ClientConnection
 from corral.drivers.http_server import Exchange
 from corral.drivers.patrol import Patrol
 from corral.drivers.tasks import Bell
@@ -561,3 +561,55 @@ def test_who_was_there_at_a_death_was_there_though_it_knocks_once_more_while_the
 
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(asyncio.wait_for(work(), 20))
+
+
+def test_what_is_said_of_a_silence_that_is_over_does_not_touch_the_next_request() -> None:
+    """The answer has come while it was asked what the silence meant, and the connection is used again."""
+    answers = asyncio.Event()
+    suspected: list[ClientConnection] = []
+
+    def suspect(connection: ClientConnection) -> None:
+        suspected.append(connection)
+        answers.set()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(2):
+            await reader.readuntil(b"\r\n\r\n")
+            await answers.wait()
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    async def work() -> None:
+        async with scripted(script) as (client, address):
+            sending = client.send(address, "GET", GET, silence_s=0.02, on_silence=suspect)
+            assert (await tasks.outcome(sending)).whole() == b"ok"
+            (connection,) = suspected
+            idle_until = connection._deadline
+            connection.wait_on()
+            assert connection._deadline == idle_until
+            answers.clear()
+            second = tasks.outcome(ask(client, address))
+            await turns()
+            connection.give_up(errors.UpstreamTimeout("of the first"))
+            answers.set()
+            assert await second == b"ok"
+
+    run(work())
+
+
+@pytest.mark.parametrize("at", ["port", "socket"])
+def test_who_dies_in_the_middle_of_a_body_has_died_over_it(at: str, tmp_path: Path) -> None:
+    async def work() -> None:
+        backend = Listening(str(tmp_path / "near.sock") if at == "socket" else "")
+        client = HttpClient(Patrol(0.005))
+        body = b"x" * 8_000_000
+        head = http1.request_head("POST", "/", [(b"content-length", b"%d" % len(body))])
+        sending = tasks.outcome(client.send(backend.address, "POST", head, body, silence_s=5))
+        await turns()
+        connected = backend.take()
+        await eventually(lambda: connected.recv(1000, socket.MSG_DONTWAIT), "a part of it has come")
+        backend.die()
+        with pytest.raises(BackendGone) as caught:
+            await sending
+        assert caught.value.was_sent
+
+    run(work())

@@ -369,6 +369,21 @@ async def test_one_that_cannot_listen_at_a_socket_dies_of_it_once_and_the_next_h
 
 
 @in_a_loop
+async def test_without_a_safe_place_for_sockets_it_has_its_port_alone_and_that_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    yard = Yard(tmp_path)
+    yard.replace("paths", runtime=tmp_path / ("x" * 100))
+    with caplog.at_level("INFO", "corral.fleet"):
+        async with yard.open() as engines:
+            for _ in range(2):
+                assert (await yard.start(engines)).address.socket_path == ""
+    said = [record.getMessage() for record in caplog.records if "get no socket" in record.getMessage()]
+    assert len(said) == 1
+    assert "too long" in said[0]
+
+
+@in_a_loop
 async def test_it_is_asked_at_its_socket_and_at_its_port_where_that_has_gone(tmp_path: Path) -> None:
     yard = Yard(tmp_path)
     async with yard.open() as engines:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import socket
@@ -76,24 +77,32 @@ async def connect(
     Before them a socket in the file system is tried, if there is one: where it is full, or not there, a
     port serves as well.
     """
-    loop = asyncio.get_running_loop()
+    if socket_path:
+        with contextlib.suppress(OSError):
+            return await _connect(socket.AF_UNIX, socket_path, make_protocol, timeout_s)
     failure: OSError = OSError(errno.EADDRNOTAVAIL, f"{host} has no address")
-    nearest = [(socket.AF_UNIX, socket_path)] if socket_path else []
-    for family, address in [*nearest, *await _addresses(host, port)]:
-        connected = socket.socket(family, socket.SOCK_STREAM)
+    for family, address in await _addresses(host, port):
         try:
-            connected.setblocking(False)
-            await _connected(loop, connected, address, timeout_s)
-            protocol = make_protocol()
-            SocketTransport(loop, connected, protocol)
-            return protocol
+            return await _connect(family, address, make_protocol, timeout_s)
         except OSError as error:
-            connected.close()
             failure = error
-        except BaseException:
-            connected.close()
-            raise
     raise failure
+
+
+async def _connect(
+    family: int, address: Any, make_protocol: Callable[[], asyncio.Protocol], timeout_s: float
+) -> asyncio.Protocol:
+    loop = asyncio.get_running_loop()
+    connected = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        connected.setblocking(False)
+        await _connected(loop, connected, address, timeout_s)
+        protocol = make_protocol()
+        SocketTransport(loop, connected, protocol)
+    except BaseException:
+        connected.close()
+        raise
+    return protocol
 
 
 async def _addresses(host: str, port: int) -> list[tuple[int, Any]]:

@@ -42,7 +42,7 @@ class Traveller(Protocol):
         """Work on what has arrived."""
 
     def leave(self) -> None:
-        """Send what is to go."""
+        """Send what is to go. Where nothing is, nothing happens: it may have gone sooner."""
 
 
 class Watcher(Protocol):

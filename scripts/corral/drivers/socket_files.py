@@ -3,7 +3,8 @@
 Bytes through it cost both sides less than bytes through a port, which pass the whole of TCP and are
 acknowledged one by one (measured: a third of the gate's work for a chunk is reading it, and that halves).
 A socket whose server was killed stays behind and would keep the next one from listening (measured), so
-it is removed before and after.
+it is removed before and after. Of two gateways that are told the same folder, and choose the same port at the
+same moment, one may so lose its socket: then its port serves.
 """
 
 from __future__ import annotations

@@ -331,12 +331,18 @@ class LlamaEngines:
         port = self._free_port()
         folder = self._settings.paths.runtime / socket_files.FOLDER_NAME
         socket_path = socket_files.free_path(folder, port) if self._take_sockets else ""
+        if self._take_sockets and not socket_path:
+            self._do_without_sockets(f"{folder} is no safe place for them, or its path is too long")
         return Address(self._settings.herd.backend_host, port, socket_path)
+
+    def _do_without_sockets(self, reason: str) -> None:
+        """From now on engines have their ports alone, which work as well and cost more."""
+        log.info("llama-servers get no socket beside their port: %s", reason)
+        self._take_sockets = False
 
     def _at_exit(self, process: LlamaProcess, address: Address) -> None:
         self._taken_ports.discard(address.port)
         if address.socket_path:
             socket_files.remove(address.socket_path)
             if refused_its_socket(process.tail()):
-                log.info("this llama-server can't listen at a socket beside its port: it gets the port alone")
-                self._take_sockets = False
+                self._do_without_sockets(f"a llama-server could not listen at {address.socket_path}")

@@ -1,6 +1,6 @@
 """Orders to the gate itself, in a body that names a model: load it, eject it, say where it would go.
 
-A request for tokens may be as large as the settings allow, because of it only an outline is read. An order
+A request for tokens may be as large as the settings allow, because only an outline of it is read. An order
 is parsed as a whole, and the parser lets nobody in between (10 MB of it may take most of a second: see
 formats/json_outline.py). So it is small, or refused.
 """

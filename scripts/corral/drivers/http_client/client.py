@@ -48,8 +48,9 @@ class HttpClient:
             except BaseException as error:
                 connection.abort()
                 if isinstance(error, BackendGone):
-                    # A process that dies over it may be there still when it comes again.
-                    was_sent = error.was_sent = was_sent or error.was_sent
+                    # Only a connection that was kept can have been closed before. And who dies over a request
+                    # may still be there when it comes again.
+                    was_sent = error.was_sent = was_sent or error.was_sent or not was_kept
                 if not (was_kept and isinstance(error, BackendGone)):
                     raise
             # It may have been closed long before. Once more, on a new one.

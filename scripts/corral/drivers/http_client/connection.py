@@ -70,7 +70,7 @@ class ClientConnection(asyncio.Protocol):
         self._answering = False
         self._heard = False
         self._heard_anew = False  # since the patrol's last look
-        self._found_closed = False  # by a request that came too late to reach the backend
+        self._came_too_late = False  # for the backend to read its request
         self._keep_alive = False
         self._poured = False
         self._whole: tuple[http1.ResponseHead, bytes] | None = None
@@ -115,7 +115,7 @@ class ClientConnection(asyncio.Protocol):
             if self._sink is not None:
                 self._pour_on(self._sink)
         elif self._answering:
-            self._found_closed = self._was_closed_before()
+            self._came_too_late = self._was_closed_before()
         return False
 
     def _was_closed_before(self) -> bool:
@@ -123,7 +123,7 @@ class ClientConnection(asyncio.Protocol):
 
         What reaches a socket that its process has closed, the kernel answers with a reset; within one
         machine that has come by the time the request is sent. A process that dies over a request has read
-        it, and leaves an orderly end. A socket without a port says it itself: who is too late has an error.
+        it, and leaves an orderly end. Without a port there is no such state: who is too late has an error.
         """
         if self.transport.get_write_buffer_size():
             return True  # not all of it has left
@@ -136,14 +136,14 @@ class ClientConnection(asyncio.Protocol):
         self._pool.forget(self)
         if self._answering:
             # What it would not take, or has left unread.
-            self._found_closed |= isinstance(error, (BrokenPipeError, ConnectionResetError))
+            self._came_too_late |= isinstance(error, (BrokenPipeError, ConnectionResetError))
             self._fail(self._lost(error))
 
     def _lost(self, error: Exception | None) -> errors.CorralError:
         reason = f" ({error})" if error is not None else ""
         if not self._heard:
             gone = BackendGone(f"The backend at {self.address} closed the connection unanswered{reason}.")
-            gone.was_sent = not self._found_closed
+            gone.was_sent = not self._came_too_late
             return gone
         return errors.UpstreamError(
             f"The backend at {self.address} closed the connection in the middle of its answer{reason}."
@@ -162,7 +162,7 @@ class ClientConnection(asyncio.Protocol):
         """Send a request."""
         self._heard = self._heard_anew = False
         if self.transport.is_closing():
-            self._found_closed = True
+            self._came_too_late = True
             raise self._error or self._lost(None)
         self._answering, self._poured, self._whole = True, False, None
         self._silence_s, self._on_silence = silence_s, on_silence
@@ -251,7 +251,8 @@ class ClientConnection(asyncio.Protocol):
 
     def give_back(self) -> None:
         """The answer is complete: keep the connection if both sides want to."""
-        self._answering = self._heard_anew = False
+        # Whoever comes next starts afresh: nothing was heard, and no silence is asked about.
+        self._answering = self._heard_anew = self._suspected = False
         transport = self.transport
         # An answer may come before its request is through, and what is left of that is no request.
         if (

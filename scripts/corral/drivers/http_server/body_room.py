@@ -4,6 +4,9 @@ A limit for one body does not bound what many clients send at a time, and each b
 request is over: it may wait in a queue for minutes, and is sent again if an engine dies. So large bodies
 share a room. What is announced is taken before it is read; where nothing is announced, as it comes.
 
+It is one room for everybody: whoever announces much and sends slowly holds his part until his request's time
+is over. Where a body comes in pieces, these and the whole are there together for a moment, and count once.
+
 Small ones do not count, and pay nothing for it. There can be no more of them than there are connections.
 """
 

@@ -16,11 +16,10 @@ from corral.formats.http1 import grammar
 # Extensions mean nothing to us and cost a peer nothing; beyond this much in one body they are an attack.
 EXTENSIONS_MAX_BYTES = 16384
 
-
 # How long the chunks are that begin like this. Tokens come in chunks of two or three digits, and in few of
-# those lengths: what is looked up is not worked out.
+# those lengths: what is looked up is not worked out. A beginning has a whole head in it, so it can't lie.
 _BEGINNING_BYTES = len(b"104\r\n")
-_LENGTHS_MAX = 4096
+_LENGTHS_MAX = 4096  # more than there are heads of three digits
 _lengths: dict[bytes, int] = {}
 
 

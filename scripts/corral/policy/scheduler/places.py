@@ -130,8 +130,8 @@ class Places:
     def offer(self, view: ModelView, refuse: Refusal, now: float) -> list[Action]:
         """Nobody waits for this ready model any more: it may be worth less than its place to somebody.
 
-        Hundreds may wait, and a busy model is through with a request every few milliseconds. So who was
-        offered in vain just now is not offered again before the clock asks anyway.
+        Hundreds may wait, and a busy model is through with a request every few milliseconds. So what
+        was offered in vain just now is not offered again before the clock asks anyway.
         """
         if now - view.offered_at < switching.WORTH_HOLDING_S:
             return []
@@ -139,7 +139,9 @@ class Places:
         for each in self.wanted.values():
             claimant = each.as_claimant(now) if each.state is ModelState.OFF else None
             if claimant is not None and switching.yields(resident, claimant, self._terms):
-                return self.make_loads(refuse, now)  # another may be the better one to go
+                if actions := self.make_loads(refuse, now):  # another may be the better one to go
+                    return actions
+                break
         view.offered_at = now
         return []
 
