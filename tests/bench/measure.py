@@ -52,7 +52,7 @@ class Pace(NamedTuple):
 
 FULL = Pace(rounds=5, starts=7, warm_up_s=0.5, requests_s=2.0, streams_s=3.0)
 QUICK = Pace(rounds=2, starts=3, warm_up_s=0.2, requests_s=0.5, streams_s=0.8)
-GATE = Pace(rounds=5, starts=0, warm_up_s=0.2, requests_s=0.7, streams_s=1.0)
+GATE = Pace(rounds=5, starts=0, warm_up_s=0.1, requests_s=0.4, streams_s=0.6)
 # What is slow would drown in everybody else's streams, and its figures would be those of the drowning. An
 # answer that takes a second on 64 connections is seldom begun and ended within less than several.
 SLOW = Pace(
