@@ -39,7 +39,7 @@ class Place:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.write("scripts/corral/app.py", "print('reading', flush=True)\ninput()\n")
+        self.write("scripts/corral/program.py", "print('reading', flush=True)\ninput()\n")
         shutil.copy(GATEWAY, folder / "scripts")
         shutil.copy(ROOT / "entrypoint.sh", folder)
 
