@@ -20,6 +20,7 @@ from corral.drivers.key_file_store import KeyFileStore
 from corral.drivers.model_store import catalogue
 from corral.errors import SettingsError
 from corral.formats.status import ModelState, Phase
+from corral.policy import lifecycle
 from tests.drivers.serving import RawClient
 from tests.handlers.gatehouse import CHAT, read_head, read_reply, request
 from tests.in_a_loop import in_a_loop, turns
@@ -319,7 +320,7 @@ async def test_the_wait_for_what_runs_has_an_end(site: Site) -> None:
 async def test_a_gateway_that_nobody_needs_ends_by_itself_if_it_is_told_to(site: Site) -> None:
     app = App(site.load(IDLE_EXIT_S="0.3"))
     await app.start()
-    await app.until_stopped()
+    assert await app.until_stopped() == 0
     app.reaper.stop()
     assert log_text(site).count("no model was asked for within 0.3 s (IDLE_EXIT_S)") == 1
 
@@ -348,6 +349,47 @@ async def test_a_load_that_takes_its_time_is_no_idleness(site: Site) -> None:
         await app.until_stopped()
     text = log_text(site)
     assert text.index("demo is READY") < text.index("(IDLE_EXIT_S)")
+
+
+@pytest.mark.parametrize("deaths_max", [1, 2], ids=["given up at once", "after a pause"])
+@in_a_loop
+async def test_idleness_is_no_good_end_for_one_whose_only_model_has_failed(
+    site: Site, monkeypatch: pytest.MonkeyPatch, deaths_max: int
+) -> None:
+    monkeypatch.setattr(lifecycle, "DEATHS_MAX", deaths_max)
+    dying = """--stand-in '{"exit_code": 3}'"""
+    async with site.run(MODEL_PATH="data/models/demo.gguf", EXTRA_ARGS=dying, IDLE_EXIT_S="0.3") as app:
+        assert await app.until_stopped() == 1
+        assert app.fleet.state("demo") is ModelState.FAILED, "a pause before the next try is no idleness"
+    assert "the one model there is has failed, and so the exit code is 1" in log_text(site)
+
+
+@in_a_loop
+async def test_a_start_that_fails_when_it_is_to_stop_is_no_surprise(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = App(site.load())
+
+    def fails_in_that_turn(_act: object, _name: str) -> asyncio.Future[Any]:
+        app._on_stop_signal()
+        looking: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        looking.set_exception(OSError("gone"))
+        return looking
+
+    monkeypatch.setattr(app_module, "in_thread", fails_in_that_turn)
+    assert await app.start() is False
+    assert await app.until_stopped() == 0
+    app.reaper.stop()
+    assert "could not be found out: OSError('gone')" in log_text(site)
+
+
+@in_a_loop
+async def test_a_health_port_that_nobody_knows_is_refused(site: Site) -> None:
+    app = App(site.load(PORT_HEALTH="0"))
+    with pytest.raises(SettingsError, match=r"^PORT_HEALTH is 0"):
+        await app.start()
+    await app.close()
+    app.reaper.stop()
 
 
 @in_a_loop

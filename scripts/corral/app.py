@@ -111,7 +111,9 @@ class App:
         self.bulletin.write()
         self._every(STATUS_EVERY_S, self.bulletin.write, "the status file")
         self._ending.push_async_callback(self._health.stop)
-        if self.settings.server.health_port != self.settings.server.port or not self.settings.server.port:
+        if not self.settings.server.health_port:
+            raise errors.SettingsError("PORT_HEALTH is 0, and nobody would learn which port it is: set one")
+        if self.settings.server.health_port != self.settings.server.port:
             self._health.start()
         self._see_what_must_be_there()
         vestibule = await self._listen()
@@ -260,7 +262,7 @@ class App:
             self.patrol,
             replies.error_page,
             on_refused=self.recorder.refused,
-            never_refused=status.asks_for_life,
+            never_refused=partial(status.must_be_answered, own.health_check_path),
         )
 
     def _preloads(self) -> tuple[str, ...]:
