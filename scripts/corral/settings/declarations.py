@@ -100,7 +100,7 @@ _GATEWAY = (
     _row("server.health_check_path", "HEALTH_CHECK_PATH", "", URL_PATH, "/ping",
          "one more path that answers as /ping does"),
     _row("server.connections_max", "MAX_CONNECTIONS", "", COUNT, 10_000,
-         "open connections; one more is answered 503, but for /live"),
+         "open connections; one more is answered 503, but for /live and /ping"),
     _row("server.headers_max", "MAX_HEADERS", "", Whole(1, 10_000), 64,
          "header fields of a request"),
     _row("server.header_line_max_bytes", "MAX_HEADER_LINE_SIZE", "", Whole(256, 2**20), 8192,

@@ -3,9 +3,9 @@
 Every connection is a descriptor, and a client costs nothing to be one more. So those that are too many are
 told so, when they ask something. They, and handshakes that are not through, are the crowd at the door: it has
 so many descriptors and no more, lest others be without, an engine's connection first of all. For each that
-comes when two thirds of them are taken, the one that has stood there for longest makes way. So whoever asks at
-once is heard, even under a flood of connections that ask nothing: a platform's probe, which is answered and
-not told to go, first of all.
+comes when two thirds of them are taken, the one that has stood there for longest makes way. So whoever asks
+at once is heard, even under a flood of connections that ask nothing: a platform's probe, which is answered
+and not told to go, first of all.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from corral.formats import http1
 
 log = logging.getLogger("corral.connections")
 
-# How many may be at the door; never more than are served, but for three. A third is for as many as one turn of
-# the loop brings, since those that make way for them have their descriptors until it is over. The rest is two
-# turns': who came with the last is heard in this one, but after the listener, and must not be gone by then.
+# How many may be at the door; never more than are served, but for three. A third is for as many as one turn
+# of the loop brings, since those that make way for them have their descriptors until it is over. The rest is
+# two turns': who came with the last is heard in this one, but after the listener, and must still be there.
 TOLD_MAX = 2 * ACCEPTS_MAX
 
 
