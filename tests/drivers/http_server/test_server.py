@@ -154,7 +154,7 @@ def test_behind_a_full_backlog_too_what_is_never_refused_is_answered(connections
     async def main() -> None:
         limits = dataclasses.replace(LIMITS, connections_max=connections_max, header_timeout_s=1000.0)
         server = HttpServer(
-            hello,  # type: ignore[arg-type]
+            hello,
             limits,
             Patrol(),
             error_page,
