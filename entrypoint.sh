@@ -13,6 +13,7 @@
 # `env` come up, and where `env` can't hold signals back (before coreutils 8.31) Python's own start.
 set -eu
 trap 'exit 0' TERM INT
+trap '' HUP  # asks for keys to be read again; Python is started like that, and listens when it has keys
 
 cd "$(dirname "$(readlink -f "$0")")"
 

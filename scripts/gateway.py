@@ -16,25 +16,31 @@ from types import FrameType
 
 
 def end(_number: int, _frame: FrameType | None) -> None:
-    """Nothing has been opened yet, so there is nothing to let go of."""
+    """Until then files are all that is open, and no process has been started: the kernel closes them."""
     os._exit(0)
 
 
 def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)  # until the gateway has its own
+    # It asks for keys to be read again, and they have not been read yet.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
 
     import argparse
     from pathlib import Path
 
-    from corral import app
+    from corral import program
+    from corral.drivers import last_step
 
     parser = argparse.ArgumentParser(description="One OpenAI-compatible gate in front of llama-servers.")
     parser.add_argument("-c", "--config", type=Path, help="the config file (default: ./config.json)")
     # Some platforms start an image with an argument of their own, such as `serve`.
     arguments, _ignored = parser.parse_known_args()
-    return app.main(arguments.config)
+    code = program.main(arguments.config)
+    last_step.heed_no_signal()
+    last_step.drop_what_cannot_be_written()
+    return code
 
 
 if __name__ == "__main__":

@@ -15,13 +15,13 @@ import sys
 from pathlib import Path
 
 from corral import settings
+from corral.drivers.listening import is_everywhere
 from corral.errors import SettingsError
 from corral.settings import Server
 
 # Who asks allows three seconds, and Python's own start is among them.
 ANSWER_TIMEOUT_S = 1.5
 PLACE = Path(__file__).absolute().parent.parent
-EVERY_INTERFACE = (None, "::", "0.0.0.0")
 
 
 def main() -> int:
@@ -38,7 +38,7 @@ def main() -> int:
 
 def ask(server: Server) -> int:
     """The status of /ping."""
-    host = "127.0.0.1" if server.host in EVERY_INTERFACE else str(server.host)
+    host = "127.0.0.1" if is_everywhere(server.host) else str(server.host)
     connection = http.client.HTTPConnection(host, server.health_port, timeout=ANSWER_TIMEOUT_S)
     # Where both ports are one, the gateway itself answers there.
     if server.tls_cert_file is not None and server.health_port == server.port:

@@ -30,7 +30,7 @@ RANKS: tuple[frozenset[str], ...] = (
 )
 ENTRY_POINT_RANK = len(RANKS)
 # Files of the top floor that are the start-up's own parts, and belong to its room.
-PARTS_OF_APP = frozenset({"bulletin", "health_process", "logs", "surroundings", "welcome"})
+PARTS_OF_APP = frozenset({"bulletin", "health_process", "logs", "program", "surroundings", "welcome"})
 RANK_OF = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
 
 PURE_ROOMS = frozenset({"formats", "policy"})

@@ -72,12 +72,17 @@ class Answer(NamedTuple):
 
 @contextmanager
 def open_request(
-    url: str, document: object = None, *, headers: Mapping[str, str] | None = None, method: str | None = None
+    url: str,
+    document: object = None,
+    *,
+    headers: Mapping[str, str] | None = None,
+    method: str | None = None,
+    timeout_s: float = REQUEST_TIMEOUT_S,
 ) -> Iterator[http.client.HTTPResponse]:
     """Send a request, and read its answer as it comes. Leaving early closes the connection."""
     parts = urlsplit(url)
     assert parts.hostname is not None
-    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=REQUEST_TIMEOUT_S)
+    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout_s)
     body = None if document is None else json.dumps(document)
     target = parts.path + (f"?{parts.query}" if parts.query else "")
     try:
@@ -89,10 +94,15 @@ def open_request(
 
 
 def ask(
-    url: str, document: object = None, *, headers: Mapping[str, str] | None = None, method: str | None = None
+    url: str,
+    document: object = None,
+    *,
+    headers: Mapping[str, str] | None = None,
+    method: str | None = None,
+    timeout_s: float = REQUEST_TIMEOUT_S,
 ) -> Answer:
     """Send a request, and read all of its answer."""
-    with open_request(url, document, headers=headers, method=method) as response:
+    with open_request(url, document, headers=headers, method=method, timeout_s=timeout_s) as response:
         return Answer(response.status, response.headers, response.read())
 
 

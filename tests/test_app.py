@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import shutil
 import signal
-import socket
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from corral import app as app_module
-from corral import settings, surroundings
+from corral import surroundings
 from corral.app import App
 from corral.drivers import clock
 from corral.drivers.gpu_probe import GpuProbe
@@ -25,114 +20,21 @@ from corral.drivers.key_file_store import KeyFileStore
 from corral.drivers.model_store import catalogue
 from corral.errors import SettingsError
 from corral.formats.status import ModelState, Phase
-from corral.settings import Settings
-from tests import root_logger
+from corral.policy import lifecycle
 from tests.drivers.serving import RawClient
-from tests.handlers.gatehouse import CHAT, Reply, read_head, read_reply, request
+from tests.handlers.gatehouse import CHAT, read_head, read_reply, request
 from tests.in_a_loop import in_a_loop, turns
-from tests.stand_in_launcher import write_launcher
-from tests.support import free_port
+from tests.site import ALICE, BOB, Site, Slow, log_text, refused, site_with
 from tests.waiting import eventually, is_running
-
-ALICE, BOB = "sk-alice-0123456789abcdef", "sk-bob-0123456789abcdef"
-
-
-class Site:
-    """A place to run in: ports, directories, a keys file, two model files, and the stand-in engine."""
-
-    def __init__(self, root: Path, models: Path) -> None:
-        self.root = root
-        self.port, self.health_port = free_port(), free_port()
-        self.keys_file = root / "data" / "api_keys.txt"
-        self.status_file = root / "run" / "status.json"
-        shutil.copytree(models, root / "data" / "models")
-        self.write_keys(f"alice:{ALICE}\n")
-        self.environ = {
-            "HOME": str(root),
-            "PATH": os.environ["PATH"],
-            "DATA_DIR": str(root / "data"),
-            "RUNTIME_DIR": str(root / "run"),
-            "LLAMA_SERVER_PATH": str(write_launcher(root)),
-            "GATEWAY_PORT": str(self.port),
-            "PORT_HEALTH": str(self.health_port),
-            "PORT_BACKEND": str(free_port()),
-        }
-
-    def write_keys(self, text: str) -> None:
-        self.keys_file.touch(mode=0o600)
-        self.keys_file.write_text(text)
-
-    def load(self, config: dict[str, Any] | None = None, **environ: str) -> Settings:
-        # A range of its own, because other tests may start engines at the same time.
-        own = {"system": {"scan_models": True}, "server_pool": {"port_start": free_port()}}
-        config = own | (config or {})
-        (self.root / "data" / "config.json").write_text(json.dumps(config))
-        return settings.load(self.environ | environ, cwd=self.root)
-
-    def status(self) -> dict[str, Any]:
-        document: dict[str, Any] = json.loads(self.status_file.read_bytes())
-        return document
-
-    @asynccontextmanager
-    async def run(self, config: dict[str, Any] | None = None, **environ: str) -> AsyncIterator[App]:
-        app = App(self.load(config, **environ))
-        try:
-            await app.start()
-            yield app
-        finally:
-            await app.close()
-            await RawClient.close_all()
-            app.reaper.stop()
-            await turns()
-
-    async def ask(
-        self, path: str, body: object = None, *, key: str = ALICE, port: int | None = None
-    ) -> Reply:
-        client = await RawClient.connect(port or self.port)
-        client.send(request(path, body, key=key))
-        reply = await read_reply(client)
-        client.close()
-        return reply
-
-    def health_pid(self) -> int | None:
-        """Of the health process that is there now."""
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and is_running(int(entry.name)):
-                command = (entry / "cmdline").read_bytes()
-                if b"health_server.py" in command and os.fsencode(self.status_file) in command:
-                    return int(entry.name)
-        return None
 
 
 @pytest.fixture
-def site(tmp_path: Path, demo_files: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    for name in ("STATUS_EVERY_S", "KEYS_EVERY_S", "CERTIFICATE_EVERY_S", "IDLE_EVERY_S"):
-        monkeypatch.setattr(app_module, name, 0.01)
-    with root_logger.put_back():
-        yield Site(tmp_path, demo_files)
-
-
-def log_text(site: Site) -> str:
-    latest = site.root / "data" / "logs" / "_boot" / "latest.txt"
-    return latest.read_text() if latest.exists() else ""
+def site(tmp_path: Path, demo_files: Path) -> Iterator[Site]:
+    with site_with(tmp_path, demo_files) as made:
+        yield made
 
 
 # Start -------------------------------------------------------------------------------------------
-
-
-class Slow:
-    """Something at the start that takes until the test lets it go on."""
-
-    def __init__(self, act: Callable[..., Any]) -> None:
-        self._act = act
-        self._may_go_on = threading.Event()
-
-    def __call__(self, *arguments: Any) -> Any:
-        assert self._may_go_on.wait(10.0)
-        return self._act(*arguments)
-
-    def goes_on(self) -> None:
-        self._may_go_on.set()
 
 
 @pytest.mark.parametrize("slow_part", ["the models", "the cards", "what was learnt"])
@@ -210,36 +112,6 @@ async def test_a_wish_to_stop_ends_the_start_however_long_it_would_take(
 
 
 @in_a_loop
-async def test_a_start_that_fails_tells_those_who_wait_for_it(
-    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fails = Slow(lambda _config: 1 // 0)
-    monkeypatch.setattr(surroundings, "catalogue", fails)
-    serving = asyncio.ensure_future(app_module.serve(site.load()))
-    try:
-        await eventually(lambda: not refused(site.port), "it listens")
-        early = asyncio.ensure_future(site.ask("/v1/chat/completions", CHAT))
-        log = site.root / "data" / "logs" / "api_access.log"
-        assert (await site.ask("/ping")).status == 204
-        fails.goes_on()
-        reply = await early
-        assert (reply.status, reply.error["code"]) == (503, "shutting_down")
-        assert await serving == 1
-        assert "| POST /v1/chat/completions | 503 |" in log.read_text()
-        assert "ZeroDivisionError" in log_text(site)
-        assert capsys.readouterr().err.splitlines()[-1].startswith("corral: the start failed: ZeroDivision")
-        assert site.health_pid() is None
-    finally:
-        fails.goes_on()
-        await RawClient.close_all()
-
-
-def refused(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
-
-
-@in_a_loop
 async def test_one_port_for_both_needs_no_health_process(site: Site) -> None:
     async with site.run(PORT_HEALTH=str(site.port)):
         assert site.health_pid() is None
@@ -280,31 +152,6 @@ async def test_models_that_are_wished_for_are_there_from_the_start(
         app.logs.flush(5.0)
         assert ("there is no such model" in log_text(site)) is (warning is not None)
         assert warning is None or warning in log_text(site)
-
-
-@in_a_loop
-async def test_a_start_that_fails_says_why_in_one_line_and_leaves_nothing(
-    site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with socket.create_server(("0.0.0.0", site.port)):
-        assert await app_module.serve(site.load()) == 1
-    line = capsys.readouterr().err.splitlines()[-1]
-    reason = f"cannot listen on all interfaces, port {site.port}: the port is taken"
-    assert line.startswith(f"corral: {reason}")
-    assert f" CRITICAL {reason}" in log_text(site), "whoever comes later finds it in the boot log"
-    assert site.health_pid() is None
-
-
-def test_settings_that_cannot_be_stop_the_start_with_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = tmp_path / "config.json"
-    config.write_text('{"api": {"port": "many"}}')
-    monkeypatch.chdir(tmp_path)
-    assert app_module.main(config) == 1
-    [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("corral: api.port in ")
-    assert "many" in line
 
 
 # While it runs -----------------------------------------------------------------------------------
@@ -473,7 +320,7 @@ async def test_the_wait_for_what_runs_has_an_end(site: Site) -> None:
 async def test_a_gateway_that_nobody_needs_ends_by_itself_if_it_is_told_to(site: Site) -> None:
     app = App(site.load(IDLE_EXIT_S="0.3"))
     await app.start()
-    await app.until_stopped()
+    assert await app.until_stopped() == 0
     app.reaper.stop()
     assert log_text(site).count("no model was asked for within 0.3 s (IDLE_EXIT_S)") == 1
 
@@ -502,6 +349,47 @@ async def test_a_load_that_takes_its_time_is_no_idleness(site: Site) -> None:
         await app.until_stopped()
     text = log_text(site)
     assert text.index("demo is READY") < text.index("(IDLE_EXIT_S)")
+
+
+@pytest.mark.parametrize("deaths_max", [1, 2], ids=["given up at once", "after a pause"])
+@in_a_loop
+async def test_idleness_is_no_good_end_for_one_whose_only_model_has_failed(
+    site: Site, monkeypatch: pytest.MonkeyPatch, deaths_max: int
+) -> None:
+    monkeypatch.setattr(lifecycle, "DEATHS_MAX", deaths_max)
+    dying = """--stand-in '{"exit_code": 3}'"""
+    async with site.run(MODEL_PATH="data/models/demo.gguf", EXTRA_ARGS=dying, IDLE_EXIT_S="0.3") as app:
+        assert await app.until_stopped() == 1
+        assert app.fleet.state("demo") is ModelState.FAILED, "a pause before the next try is no idleness"
+    assert "the one model there is has failed, and so the exit code is 1" in log_text(site)
+
+
+@in_a_loop
+async def test_a_start_that_fails_when_it_is_to_stop_is_no_surprise(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = App(site.load())
+
+    def fails_in_that_turn(_act: object, _name: str) -> asyncio.Future[Any]:
+        app._on_stop_signal()
+        looking: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        looking.set_exception(OSError("gone"))
+        return looking
+
+    monkeypatch.setattr(app_module, "in_thread", fails_in_that_turn)
+    assert await app.start() is False
+    assert await app.until_stopped() == 0
+    app.reaper.stop()
+    assert "could not be found out: OSError('gone')" in log_text(site)
+
+
+@in_a_loop
+async def test_a_health_port_that_nobody_knows_is_refused(site: Site) -> None:
+    app = App(site.load(PORT_HEALTH="0"))
+    with pytest.raises(SettingsError, match=r"^PORT_HEALTH is 0"):
+        await app.start()
+    await app.close()
+    app.reaper.stop()
 
 
 @in_a_loop

@@ -14,6 +14,7 @@ import pytest
 from tests.support import GATEWAY, ROOT
 
 DEADLINE_S = 20.0
+RAN_TO_ITS_END = 7
 # As process 1 of a container it would not even notice a signal that it has no handler for.
 NAMESPACE = ["unshare", "--pid", "--fork"]
 
@@ -31,15 +32,32 @@ def only_child(pid: int) -> int:
     return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
 
 
-either = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+each = pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name
+)
+
+
+def after(number: signal.Signals) -> int:
+    """The exit code. SIGHUP is no wish to stop, and there are no keys yet to read again."""
+    return RAN_TO_ITS_END if number is signal.SIGHUP else 0
+
+
+PROGRAM = f"""
+import sys
+print('reading', flush=True)
+sys.stdin.readline()
+main = lambda _path: {RAN_TO_ITS_END}
+"""
+LAST_STEP = "heed_no_signal = drop_what_cannot_be_written = lambda: None"
 
 
 class Place:
-    """A folder that is started like the image's, with a program that never comes to an end by itself."""
+    """A folder that is started like the image's, with a program that waits while it is being read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.write("scripts/corral/app.py", "print('reading', flush=True)\ninput()\n")
+        self.write("scripts/corral/program.py", PROGRAM)
+        self.write("scripts/corral/drivers/last_step.py", LAST_STEP)
         shutil.copy(GATEWAY, folder / "scripts")
         shutil.copy(ROOT / "entrypoint.sh", folder)
 
@@ -66,7 +84,10 @@ class Place:
             try:
                 os.kill(pid, number)
                 said, _nothing = process.communicate("\n", DEADLINE_S)
-                assert said == ""
+                if number is signal.SIGHUP and when != "reading":
+                    assert said.endswith("reading\n")
+                else:
+                    assert said == ""
             except BaseException:
                 os.kill(pid, signal.SIGKILL)
                 raise
@@ -78,25 +99,25 @@ def place(tmp_path: Path) -> Place:
     return Place(tmp_path)
 
 
-@either
-def test_a_signal_that_comes_while_it_is_still_being_read_ends_it(
+@each
+def test_a_signal_that_comes_while_it_is_still_being_read_is_heard(
     place: Place, number: signal.Signals
 ) -> None:
     command = [sys.executable, str(place.folder / "scripts" / "gateway.py")]
-    assert place.exit_code(command, number, "reading") == 0
+    assert place.exit_code(command, number, "reading") == after(number)
 
 
 # Each of these waits for a line before it does what it is there for.
 
 
-@either
-def test_a_signal_that_comes_while_python_starts_ends_it(place: Place, number: signal.Signals) -> None:
+@each
+def test_a_signal_that_comes_while_python_starts_is_heard(place: Place, number: signal.Signals) -> None:
     place.write(".venv/bin/python", f'#!/bin/sh\necho starting\nread _\nexec {sys.executable} "$@"\n')
-    assert place.exit_code([str(place.folder / "entrypoint.sh")], number, "starting") == 0
+    assert place.exit_code([str(place.folder / "entrypoint.sh")], number, "starting") == after(number)
 
 
-@either
-def test_a_signal_that_comes_while_the_entrypoint_runs_ends_it(place: Place, number: signal.Signals) -> None:
+@each
+def test_a_signal_that_comes_while_the_entrypoint_runs_is_heard(place: Place, number: signal.Signals) -> None:
     readlink = shutil.which("readlink")
     place.write("bin/readlink", f'#!/bin/sh\necho looking >&2\nread _\nexec {readlink} "$@"\n')
-    assert place.exit_code([str(place.folder / "entrypoint.sh")], number, "looking") == 0
+    assert place.exit_code([str(place.folder / "entrypoint.sh")], number, "looking") == after(number)

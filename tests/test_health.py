@@ -14,9 +14,7 @@ import pytest
 
 from corral import errors, health
 from corral.drivers import clock, process_facts, status_file
-from corral.drivers.http_server import HttpServer
 from corral.drivers.listening import listen_sockets
-from corral.drivers.patrol import Patrol
 from corral.drivers.status_file import Fault, StatusReader
 from corral.formats.status import (
     ModelState,
@@ -162,8 +160,7 @@ def with_server(
 
     async def run() -> None:
         sockets = listen_sockets("127.0.0.1", 0)
-        handler = health.Health(StatusReader(str(path)), "/ping", None).handle
-        server = HttpServer(handler, health.LIMITS, Patrol(), health.error_page)
+        server = health.server_for(health.Health(StatusReader(str(path)), "/ping", None))
         await server.listen(sockets)
         reader, writer = await asyncio.open_connection(*sockets[0].getsockname())
         try:
@@ -257,3 +254,22 @@ def test_other_methods_are_refused_with_those_that_are_allowed(
         assert b"\r\nallow: GET, HEAD\r\n" in head
 
     with_server(tmp_path / "status.json", conversation)
+
+
+@pytest.mark.parametrize(("target", "status"), [("/ping", 200), ("/live", 200), ("/status/stream", 503)])
+def test_beyond_all_connections_a_probe_is_answered_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, status: int
+) -> None:
+    monkeypatch.setattr(health, "LIMITS", dataclasses.replace(health.LIMITS, connections_max=1))
+    path = tmp_path / "status.json"
+    publish(path, a=ModelState.OFF)
+
+    async def conversation(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n")  # the one that there is room for
+        await read_head(reader)
+        later, its_writer = await asyncio.open_connection(*writer.get_extra_info("peername"))
+        its_writer.write(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert (await read_head(later)).startswith(b"HTTP/1.1 %d " % status)
+        its_writer.close()
+
+    with_server(path, conversation)

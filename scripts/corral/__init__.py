@@ -10,6 +10,7 @@ lower ranks and, without circles, from its own room, and rooms of equal rank don
     fleet                        the single writer of what runs: decides by policy, acts by drivers
     handlers health              one request each; the health process
     logs     welcome  app        build, start, drain, stop; bulletin, health_process, surroundings: its parts
+                      program    its loop and its exit code
 
 A decision can't act: `policy` and `formats` import no clock, no socket, no randomness. An act can't
 decide: `drivers` are told what to do.

@@ -9,23 +9,19 @@ whoever asks it sees the end coming. A stop that is wished for during the start 
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import corral
-from corral import errors, settings, welcome
-from corral.bulletin import Bulletin
+from corral import errors, settings
+from corral.bulletin import COMING, Bulletin
 from corral.catalogue import Catalogue
 from corral.drivers import clock, descriptors, fit_params, tasks
-from corral.drivers.event_loop import new_event_loop
 from corral.drivers.gpu_probe import GpuProbe, GpuReading
 from corral.drivers.http_client import HttpClient
 from corral.drivers.http_server import BODIES_MAX_BYTES, HttpServer, ServerLimits
@@ -53,7 +49,7 @@ from corral.policy.authentication import KeyRing
 from corral.policy.idle_exit import IdleExit
 from corral.policy.scheduler import ModelLimits, Terms
 from corral.settings import Settings
-from corral.surroundings import hardware, look_around
+from corral.surroundings import look_around
 
 log = logging.getLogger("corral")
 
@@ -67,7 +63,6 @@ READ_BYTES_PER_S = 1 << 30
 DRAIN_POLL_S = 0.02
 # How long those who wait for a start that has been given up may take to hear of it.
 SEND_AWAY_S = 1.0
-GC_THRESHOLDS = (10_000, 20, 20)
 
 
 class App:
@@ -95,7 +90,8 @@ class App:
         self.port = 0
         self._health = HealthProcess(config, self.bulletin.path, self.reaper)
         self._certificate: Certificate | None = None
-        self._stop_wanted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # The exit code that it is to end with.
+        self._stop_wanted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._hurry = False
         self._ended = False
         # What has been opened so far, and how it is let go of: the last comes first.
@@ -115,7 +111,9 @@ class App:
         self.bulletin.write()
         self._every(STATUS_EVERY_S, self.bulletin.write, "the status file")
         self._ending.push_async_callback(self._health.stop)
-        if self.settings.server.health_port != self.settings.server.port or not self.settings.server.port:
+        if not self.settings.server.health_port:
+            raise errors.SettingsError("PORT_HEALTH is 0, and nobody would learn which port it is: set one")
+        if self.settings.server.health_port != self.settings.server.port:
             self._health.start()
         self._see_what_must_be_there()
         vestibule = await self._listen()
@@ -124,7 +122,8 @@ class App:
         either: tuple[asyncio.Future[Any], ...] = (looking, self._stop_wanted)
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if self._stop_wanted.done():
-            looking.cancel()
+            if not looking.cancel() and (error := looking.exception()):
+                log.error("what is here could not be found out: %r", error)
             return False
         self.gpu_probe, self.gpus, self.learned, self.catalogue = looking.result()
         self._ending.callback(self.learned.close)
@@ -263,7 +262,7 @@ class App:
             self.patrol,
             replies.error_page,
             on_refused=self.recorder.refused,
-            never_refused=status.asks_for_life,
+            never_refused=partial(status.must_be_answered, own.health_check_path),
         )
 
     def _preloads(self) -> tuple[str, ...]:
@@ -308,26 +307,31 @@ class App:
             log.warning("a second signal: not waiting any longer")
             self._hurry = True
         else:
-            self._stop_wanted.set_result(None)
+            self._stop_wanted.set_result(0)
 
     def _stop_if_idle(self, idle: IdleExit) -> None:
         if self._stop_wanted.done():
             return
-        queue, states = self.fleet.queue, self.fleet.statuses().values()
+        queue, states = self.fleet.queue, {each.state for each in self.fleet.statuses().values()}
         in_hand = self.gate.arriving or queue.active or any(map(queue.depth, self.catalogue.models))
-        loading = any(each.state in (ModelState.STARTING, ModelState.LOADING) for each in states)
-        busy = bool(in_hand) or loading or not self.fleet.preload_settled
+        # What many models do after a death is their own affair; the one is what the gateway is there for.
+        is_single = self.settings.single_model is not None
+        coming = COMING if is_single else COMING - {ModelState.BACKOFF}
+        busy = bool(in_hand) or not states.isdisjoint(coming) or not self.fleet.preload_settled
         if idle.due(clock.monotonic(), last_activity=self.recorder.last_activity_at, busy=busy):
             log.info("no model was asked for within %g s (IDLE_EXIT_S)", self.settings.server.idle_exit_s)
-            self._stop_wanted.set_result(None)
+            has_failed = is_single and ModelState.FAILED in states
+            if has_failed:
+                log.error("the one model there is has failed, and so the exit code is 1")
+            self._stop_wanted.set_result(1 if has_failed else 0)
 
-    async def until_stopped(self) -> None:
-        """Wait for a signal, then drain and stop."""
-        await asyncio.wait([self._stop_wanted])
-        serves = self.bulletin.phase is Phase.SERVING
-        self.bulletin.phase = Phase.DRAINING
-        self.bulletin.write()
+    async def until_stopped(self) -> int:
+        """Wait for a signal, then drain and stop. The exit code."""
         try:
+            code = await self._stop_wanted
+            serves = self.bulletin.phase is Phase.SERVING
+            self.bulletin.phase = Phase.DRAINING
+            self.bulletin.write()
             if serves:
                 timeout_s = self.settings.server.drain_timeout_s
                 log.info("stopping: %d requests may finish within %g s", self.fleet.queue.active, timeout_s)
@@ -337,6 +341,7 @@ class App:
                 log.info("stopping in the middle of the start")
         finally:
             await self.close()
+        return code
 
     async def _drain(self, timeout_s: float) -> None:
         self.server.wind_down()
@@ -359,41 +364,3 @@ class App:
         self.recorder.flush()  # this late, because a TLS connection takes a few turns to end
         log.info("stopped")
         self.logs.stop()
-
-
-async def serve(config: Settings) -> int:
-    app = App(config)
-    try:
-        serves = await app.start()
-    except Exception as error:
-        expected = isinstance(error, errors.SettingsError)
-        reason = f"{error}" if expected else f"the start failed: {error!r}"
-        log.critical("%s", reason, exc_info=None if expected else error)
-        await app.close()
-        print(f"corral: {reason}", file=sys.stderr)
-        return 1
-    if serves:
-        settle_down(app)
-    await app.until_stopped()
-    return 0
-
-
-def settle_down(app: App) -> None:
-    print(welcome.screen(app.settings, app.catalogue, app.port, hardware(app.gpus)), flush=True)
-    # What is there now stays: the collector need never look at it again. What comes and goes with requests
-    # goes by counting; by default the collector would look for circles in it with every hundredth request.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
-
-
-def main(config_path: Path | None = None) -> int:
-    """Run the gateway; the exit code."""
-    try:
-        config = settings.load(config_path=config_path)
-    except errors.SettingsError as error:
-        print(f"corral: {error}", file=sys.stderr)
-        return 1
-    descriptors.raise_limit()
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        return runner.run(serve(config))

@@ -56,6 +56,7 @@ LIMITS = ServerLimits(
     keepalive_timeout_s=75.0,
 )
 METHODS = ("GET", "HEAD")
+STREAM_PATH = "/status/stream"
 JSON_TYPE = (b"content-type", b"application/json")
 # No cache between a platform and us may answer for us.
 NO_STORE = (b"cache-control", b"no-store")
@@ -126,7 +127,7 @@ class Health:
                 f"The health server takes GET and HEAD, not {head.method}.",
                 headers=(("allow", ", ".join(METHODS)),),
             )
-        if head.path == "/status/stream":
+        if head.path == STREAM_PATH:
             await self._stream(exchange)
             return
         status, document = answer(head.path, self._check_path, self.view())
@@ -165,13 +166,24 @@ def error_page(error: errors.CorralError) -> tuple[list[tuple[bytes, bytes]], by
     return [JSON_TYPE, *own], openai.error_body(error)
 
 
+def server_for(answering: Health) -> HttpServer:
+    """However many are connected, a probe is answered; only a stream, which stays, needs a place."""
+    return HttpServer(
+        answering.handle,
+        LIMITS,
+        Patrol(),
+        error_page,
+        never_refused=lambda head: head.path != STREAM_PATH,
+    )
+
+
 async def serve(
     host: str | None, port: int, status_path: str, check_path: str, gateway_pid: int | None
 ) -> None:
     """Answer probes until a signal says stop, or until the gateway that started us is gone."""
     sockets = listen_sockets(host, port)
     answering = Health(StatusReader(status_path), check_path, gateway_pid)
-    server = HttpServer(answering.handle, LIMITS, Patrol(), error_page)
+    server = server_for(answering)
     await server.listen(sockets)
     if gateway_pid is None:
         print(f"health server: listening on port {sockets[0].getsockname()[1]}", flush=True)

@@ -9,13 +9,12 @@ from pathlib import Path
 import corral
 from corral.catalogue import Catalogue, Model
 from corral.drivers import clock, key_file_store
+from corral.drivers.listening import is_everywhere
 from corral.formats import key_file
 from corral.formats.size import amount
 from corral.settings import Settings
 
 NAMES_MAX = 12
-# What means every interface, of which `localhost` is one.
-EVERYWHERE = (None, "", "*", "::", "0.0.0.0")
 INVITATION = "Try it:"
 INVITATION_WITHOUT_KEY = "Try it, with a key of yours in CORRAL_KEY:"
 KEY_OF_YOURS = "$CORRAL_KEY"
@@ -72,7 +71,7 @@ def first_chat_model(catalogue: Catalogue) -> Model | None:
 
 def base_url(settings: Settings, host: str | None, port: int) -> str:
     """How somebody on this machine reaches what listens there."""
-    place = "localhost" if host in EVERYWHERE else in_url(str(host))
+    place = "localhost" if is_everywhere(host) else in_url(str(host))
     return f"{scheme_of(settings)}://{place}:{port}"
 
 

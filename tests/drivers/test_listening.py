@@ -158,3 +158,19 @@ def test_an_impossible_place_is_a_settings_error(host: str | None, port: int, sa
 )
 def test_a_clients_address_is_written_as_people_do(peername: tuple[str, int] | None, address: str) -> None:
     assert listening.client_address(peername) == address
+
+
+@pytest.mark.parametrize(
+    ("host", "everywhere"),
+    [
+        (None, True),
+        ("", True),
+        ("*", True),
+        ("::", True),
+        ("0.0.0.0", True),
+        ("127.0.0.1", False),
+        ("::1", False),
+    ],
+)
+def test_everywhere_is_told_from_a_place(host: str | None, everywhere: bool) -> None:
+    assert listening.is_everywhere(host) is everywhere

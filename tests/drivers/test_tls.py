@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import ssl
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -158,6 +159,15 @@ async def test_files_that_go_leave_the_certificate_in_force(pair: Pair, pairs: t
     pair.cert.unlink()
     certificate.reload_if_changed()
     assert await shown(certificate.context) == der(pairs[0])
+
+
+@pytest.mark.parametrize("which", ["cert", "key"])
+def test_a_pipe_that_nobody_writes_to_is_not_waited_for(pair: Pair, which: str) -> None:
+    pipe: Path = getattr(pair, which)
+    pipe.unlink()
+    os.mkfifo(pipe)
+    with pytest.raises(SettingsError, match="no plain file"):
+        Certificate(*pair)
 
 
 @in_a_loop

@@ -106,14 +106,14 @@ def flys_recipe() -> dict[str, Any]:
     return tomllib.loads((PLATFORMS / "fly.toml").read_text(encoding="utf-8"))
 
 
-def codes_until_200(url: str, path: str = "/ping") -> list[int]:
+def codes_until_200(url: str, path: str = "/ping", *, answer_within_s: float = 30.0) -> list[int]:
     """Every different answer that a probe gets, in order, from the first until all is well."""
     seen: list[int] = []
 
     def healthy() -> bool:
         if not listens(url):
             return False
-        status = ask(url + path).status
+        status = ask(url + path, timeout_s=answer_within_s).status
         if seen[-1:] != [status]:
             seen.append(status)
         return status == 200
@@ -236,7 +236,7 @@ def sagemakers(models: Path) -> dict[str, str]:
 
 def test_sagemaker(start_image: Start, demo_files: Path) -> None:
     corral = start_image(arguments=["serve"], environment=sagemakers(demo_files), until_up=False)
-    assert codes_until_200(corral.url)[-1] == 200
+    assert codes_until_200(corral.url, answer_within_s=2.0)[-1] == 200
     assert content(ask(f"{corral.url}/invocations", chat()))
     stream = ask(f"{corral.url}/invocations", chat(stream=True))
     assert stream.headers["content-type"].startswith("text/event-stream")

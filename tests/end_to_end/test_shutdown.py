@@ -29,12 +29,14 @@ from tests.end_to_end.talk import (
     wire,
 )
 from tests.stand_in_nvml import NvmlWorld
-from tests.support import Corral, ask, listens, processes_naming
+from tests.support import STOP_TIMEOUT_S, Corral, ask, listens, processes_naming
 from tests.waiting import wait_until
 
 ENDLESS_MODEL = {"models": {"demo": {"model_path": "demo.gguf", "flags": LARGE_CONTEXT}}}
 # A stream of two seconds, from an engine whose pace does not depend on the machine's.
 STEADY: dict[str, Any] = {"stream": True, "stand_in": {"tokens": 40, "token_delay_s": 0.05}}
+# Several signals in the last milliseconds, and yet time to come to them.
+STORM_GAP_S = 0.0005
 STEADY_TEXT = "".join(f"token{index} " for index in range(40))
 
 
@@ -178,6 +180,23 @@ def test_a_driver_that_hangs_at_the_start_does_not_hold_up_the_end(
         assert waiting.at_end()
     assert corral.wait_until_ended() == 0
     assert time.monotonic() - began < 2
+    assert "Traceback" not in corral.log_text
+    assert_nothing_is_left(corral)
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name
+)
+def test_signals_to_the_very_last_moment_change_nothing_about_the_exit_code(
+    start_corral: StartCorral, stand_in: Path, number: signal.Signals
+) -> None:
+    corral = start_corral(engine=stand_in)
+    corral.tell(signal.SIGTERM)
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while corral.exit_code is None and time.monotonic() < deadline:
+        corral.tell(number)
+        time.sleep(STORM_GAP_S)
+    assert corral.exit_code == 0, corral.log_text
     assert "Traceback" not in corral.log_text
     assert_nothing_is_left(corral)
 

@@ -9,6 +9,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -273,7 +274,7 @@ class Gatehouse:
             patrol,
             replies.error_page,
             on_refused=self.gate.recorder.refused,
-            never_refused=status.asks_for_life,
+            never_refused=partial(status.must_be_answered, settings.server.health_check_path),
         )
         return self.gate
 

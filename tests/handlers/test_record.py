@@ -126,7 +126,7 @@ async def test_a_connection_too_many_leaves_a_line_too(house: Gatehouse) -> None
         first = await house.connect()
         first.send(request("/ping"))
         await read_reply(first)
-        assert (await house.ask("/ping")).status == 503
+        assert (await house.ask("/ready")).status == 503
         assert [(line[3], line[9]) for line in await house.logged(2)] == [
             ("200", "-"),
             ("503", "too_many_connections"),

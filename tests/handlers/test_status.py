@@ -54,7 +54,8 @@ async def test_probes_need_no_key_and_get_the_codes_of_the_health_port(
         ("/live", "GET", 200),
         ("/healthz", "HEAD", 200),
         ("/live", "POST", 503),
-        ("/ping", "GET", 503),
+        ("/ping", "GET", 200),
+        ("/probe", "HEAD", 200),
         ("/ready", "GET", 503),
         ("/v1/models", "GET", 503),
     ],
@@ -63,6 +64,7 @@ async def test_probes_need_no_key_and_get_the_codes_of_the_health_port(
 async def test_where_there_are_too_many_only_life_is_still_told_of(
     house: Gatehouse, path: str, method: str, status: int
 ) -> None:
+    house.environment = {"HEALTH_CHECK_PATH": "/probe"}
     house.limits = dataclasses.replace(house.limits, connections_max=1)
     async with house.open():
         await house.connect()

@@ -17,7 +17,7 @@ from unittest.mock import patch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
 
-from corral import app
+from corral import program
 from corral.drivers import host_memory
 from corral.fleet import engines, fleet, watchman
 from tests.simulation import fifo
@@ -32,5 +32,5 @@ if __name__ == "__main__":
             alterations.enter_context(patch.object(engines, "ANSWER_SILENCE_S", 0.3))
         if "FIFO" in os.environ:
             alterations.enter_context(patch.object(fleet, "Scheduler", fifo.Scheduler))
-        code = app.main()
+        code = program.main()
     sys.exit(code)

@@ -17,7 +17,7 @@ from corral.drivers.threads import in_thread
 
 log = logging.getLogger("corral.connections")
 
-# What a listening socket gives at a time; the others come with the next turn.
+# What a listening socket gives at a time, at most; the others come with the next turn.
 ACCEPTS_MAX = 128
 # No descriptor is left, or no memory: trying again at once would help nobody.
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -27,12 +27,18 @@ EXHAUSTED_PAUSE_S = 1.0
 class Listener:
     """Gives every connection that comes to a listening socket to `take`, as a non-blocking socket."""
 
-    def __init__(self, listening: socket.socket, take: Callable[[socket.socket], object]) -> None:
+    def __init__(
+        self,
+        listening: socket.socket,
+        take: Callable[[socket.socket], object],
+        accepts_max: int = ACCEPTS_MAX,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._watcher = watcher_of(self._loop)
         self.socket = listening
         self._fd = listening.fileno()
         self._take = take
+        self._accepts_max = accepts_max
         self._watch()
 
     def _watch(self) -> None:
@@ -40,7 +46,7 @@ class Listener:
             self._watcher.watch(self._fd, READABLE, self._on_ready)
 
     def _on_ready(self, _events: int) -> None:
-        for _ in range(ACCEPTS_MAX):
+        for _ in range(self._accepts_max):
             try:
                 connected, _address = self.socket.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):

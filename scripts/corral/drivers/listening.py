@@ -16,7 +16,9 @@ from corral.errors import SettingsError
 # Connections that the kernel holds until they are accepted; it cuts the number to its own limit.
 BACKLOG = 1024
 
+# What means every interface by IPv6 and IPv4; and `0.0.0.0` does by IPv4 alone.
 _EVERYWHERE = (None, "", "*", "::")
+_EVERYWHERE_BY_IPV4 = "0.0.0.0"
 _MAPPED_IPV4 = "::ffff:"
 # What a machine without IPv6 answers, depending on how it came to have none.
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EADDRNOTAVAIL)
@@ -38,6 +40,11 @@ def listen_sockets(host: str | None, port: int) -> list[socket.socket]:
         raise SettingsError(f"cannot listen on {host or 'all interfaces'}, port {port}: {remedy}") from error
 
 
+def is_everywhere(host: str | None) -> bool:
+    """Whether this machine is reached there by its own name for itself."""
+    return host in (*_EVERYWHERE, _EVERYWHERE_BY_IPV4)
+
+
 def client_address(peername: tuple[Any, ...] | None) -> str:
     """A client's address, `-` if it has none. IPv4 that came through the `::` socket is written as IPv4."""
     return str(peername[0]).removeprefix(_MAPPED_IPV4) if peername else "-"
@@ -49,7 +56,7 @@ def _everywhere(port: int) -> socket.socket:
     except OSError as error:
         if error.errno not in _NO_IPV6:
             raise
-    return _listening(socket.AF_INET, ("0.0.0.0", port))
+    return _listening(socket.AF_INET, (_EVERYWHERE_BY_IPV4, port))
 
 
 def _named(host: str | None, port: int) -> list[socket.socket]:

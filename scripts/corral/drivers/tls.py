@@ -9,6 +9,7 @@ key of another kind stands beside the old one, and half a pair undoes the whole 
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import ssl
@@ -56,6 +57,10 @@ class Certificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["http/1.1"])
+        for path in (self._cert_file, self._key_file):
+            # A pipe, say, that nobody writes to would be waited for, for ever.
+            if path.exists() and not path.is_file():
+                raise OSError(errno.EINVAL, "no plain file", str(path))
         # A callable: OpenSSL would otherwise ask for the password of an encrypted key on the terminal.
         context.load_cert_chain(self._cert_file, self._key_file, password=lambda: "")
         return context

@@ -45,9 +45,12 @@ async def is_alive(_teller: Teller, call: Call) -> None:
 LIFE = ("/live", "/healthz")
 
 
-def asks_for_life(head: http1.RequestHead) -> bool:
-    """The one question that is answered however many others ask: where it is not, a platform kills."""
-    return head.path in LIFE and head.method in ("GET", "HEAD")
+def must_be_answered(check_path: str, head: http1.RequestHead) -> bool:
+    """What is answered however many others ask: where it is not, a platform kills.
+
+    Some know no other question than /ping, and no other port to ask it on.
+    """
+    return head.path in (*LIFE, "/ping", check_path) and head.method in ("GET", "HEAD")
 
 
 PROBES: dict[str, Callable[[Teller, Call], Coroutine[Any, Any, None]]] = {

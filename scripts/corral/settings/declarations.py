@@ -100,7 +100,7 @@ _GATEWAY = (
     _row("server.health_check_path", "HEALTH_CHECK_PATH", "", URL_PATH, "/ping",
          "one more path that answers as /ping does"),
     _row("server.connections_max", "MAX_CONNECTIONS", "", COUNT, 10_000,
-         "open connections; one more is answered 503, but for /live"),
+         "open connections; one more is answered 503, but for /live and /ping"),
     _row("server.headers_max", "MAX_HEADERS", "", Whole(1, 10_000), 64,
          "header fields of a request"),
     _row("server.header_line_max_bytes", "MAX_HEADER_LINE_SIZE", "", Whole(256, 2**20), 8192,
@@ -118,8 +118,8 @@ _GATEWAY = (
     _row("server.drain_timeout_s", "DRAIN_TIMEOUT_S", "", SECONDS, 30.0,
          "seconds that running requests get to finish when the gateway stops"),
     _row("server.idle_exit_s", "IDLE_EXIT_S", "", SECONDS, None,
-         "seconds without a request for any model after which the gateway ends by itself, with exit code 0; "
-         "default never"),
+         "seconds without a request for any model after which the gateway ends by itself, with exit code 0, "
+         "or 1 where its one model has failed; default never"),
     _row("server.sse_ping_s", "SSE_PING_S", "", SECONDS, 15.0,
          "seconds of waiting after which a stream is sent a comment, and then between comments"),
     _row("server.cors_origins", "CORS_ORIGINS", "api.cors_origins", ORIGINS, (),

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from corral.drivers.event_loop import new_event_loop
 from corral.drivers.http_server import Exchange, HttpServer
 from corral.drivers.http_server import server as server_module
 from corral.drivers.http_server.connection import Connection
+from corral.drivers.listening import listen_sockets
+from corral.drivers.patrol import Patrol
 from corral.drivers.tasks import Bell
-from tests.drivers.serving import LIMITS, RawClient, serving
+from tests.drivers.serving import LIMITS, PATIENCE_S, RawClient, error_page, serving
 from tests.drivers.test_tls import make_pair
 from tests.in_a_loop import in_a_loop, turns
 from tests.waiting import eventually
@@ -64,9 +67,9 @@ def test_a_connection_too_many_gets_503_and_the_others_go_on() -> None:
     asyncio.run(main())
 
 
-SERVED, TOLD = 4, 4
-# Half of those that are too many are kept until they ask something.
-WAITING = SERVED + TOLD // 2
+SERVED, TOLD = 6, 6
+# Two thirds of those that are too many are kept until they ask something.
+WAITING = SERVED + TOLD * 2 // 3
 
 
 @asynccontextmanager
@@ -139,9 +142,41 @@ async def test_of_those_who_come_at_once_no_more_are_taken_than_there_are_descri
         with ExitStack() as at_once:
             for _ in range(20):
                 at_once.enter_context(socket.create_connection(("127.0.0.1", port)))
-            await turns()
+            await turns(2 * 20)  # each brings two
             assert max(held) == SERVED + TOLD
             assert server.held == WAITING, "who had to go has gone"
+
+
+@pytest.mark.parametrize("connections_max", [1, 2, 4, 100])
+def test_behind_a_full_backlog_too_what_is_never_refused_is_answered(connections_max: int) -> None:
+    """On the gateway's own loop, which serves a listener and those it has brought in one turn."""
+
+    async def main() -> None:
+        limits = dataclasses.replace(LIMITS, connections_max=connections_max, header_timeout_s=1000.0)
+        server = HttpServer(
+            hello,
+            limits,
+            Patrol(),
+            error_page,
+            never_refused=lambda head: head.path == "/live",
+        )
+        sockets = listen_sockets("127.0.0.1", 0)
+        address = sockets[0].getsockname()
+        with ExitStack() as clients:
+            for _ in range(300):
+                clients.enter_context(socket.create_connection(address))
+            probe = clients.enter_context(socket.create_connection(address))
+            probe.sendall(get("/live"))
+            for _ in range(300):
+                clients.enter_context(socket.create_connection(address))
+            probe.setblocking(False)
+            await server.listen(sockets)
+            answer = asyncio.get_running_loop().sock_recv(probe, 100)
+            assert (await asyncio.wait_for(answer, PATIENCE_S)).startswith(b"HTTP/1.1 200 ")
+            await server.close()
+
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(main())
 
 
 @in_a_loop

@@ -3,9 +3,9 @@
 Every connection is a descriptor, and a client costs nothing to be one more. So those that are too many are
 told so, when they ask something. They, and handshakes that are not through, are the crowd at the door: it has
 so many descriptors and no more, lest others be without, an engine's connection first of all. For each that
-comes when half of them are taken, the one that has stood there for longest makes way. So whoever asks at
-once is heard, even under a flood of connections that ask nothing: a platform's probe, which is answered and
-not told to go, first of all.
+comes when two thirds of them are taken, the one that has stood there for longest makes way. So whoever asks
+at once is heard, even under a flood of connections that ask nothing: a platform's probe, which is answered
+and not told to go, first of all.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from corral.formats import http1
 
 log = logging.getLogger("corral.connections")
 
-# How many may be at the door; never more than are served. Those that make way have their descriptors until
-# the turn of the loop is over, so half of it is for as many as one turn brings.
+# How many may be at the door; never more than are served, but for three. A third is for as many as one turn
+# of the loop brings, since those that make way for them have their descriptors until it is over. The rest is
+# two turns': who came with the last is heard in this one, but after the listener, and must still be there.
 TOLD_MAX = 2 * ACCEPTS_MAX
 
 
@@ -61,16 +62,18 @@ class HttpServer:
         self._handshakes: set[Strand] = set()
         # The first one has been there for longest.
         self._crowd: dict[Connection | Strand, None] = {}
-        told_max = min(TOLD_MAX, limits.connections_max)
+        told_max = max(3, min(TOLD_MAX, limits.connections_max))
         self._held_max = limits.connections_max + told_max
-        self._crowded_at = limits.connections_max + (told_max + 1) // 2
+        self._a_turn_brings = told_max // 3
+        self._crowded_at = self._held_max - self._a_turn_brings
         self._is_crowded = False
         self._listeners: list[Listener] = []
 
     async def listen(self, sockets: list[socket], tls: ssl.SSLContext | None = None) -> None:
         """Take connections from these sockets; with `tls` they speak HTTPS."""
         begin = self._begin if tls is None else partial(self._shake_hands, tls)
-        self._listeners += [Listener(each, partial(self._take, begin)) for each in sockets]
+        accepts_max = max(1, min(ACCEPTS_MAX, self._a_turn_brings // len(sockets)))
+        self._listeners += [Listener(each, partial(self._take, begin), accepts_max) for each in sockets]
 
     def _take(self, begin: Callable[[socket], None], connected: socket) -> None:
         if self.held >= self._held_max:
