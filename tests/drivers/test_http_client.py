@@ -498,6 +498,17 @@ class Listening:
             each.close()
 
 
+async def answered_once(backend: Listening, client: HttpClient) -> socket.socket:
+    """The backend's end of a connection that is kept."""
+    first = tasks.outcome(ask(client, backend.address))
+    await turns()
+    connected = backend.take()
+    await eventually(lambda: connected.recv(len(GET), socket.MSG_DONTWAIT), "the first request")
+    connected.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+    assert await first == b"ok"
+    return connected
+
+
 @pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, new_event_loop], ids=["asyncio's", "ours"])
 @pytest.mark.parametrize("was_there", [False, True], ids=["before the request came", "over the request"])
 @pytest.mark.parametrize("at", ["port", "socket"])
@@ -509,12 +520,7 @@ def test_a_backend_that_has_closed_a_kept_connection_had_the_request_or_not(
     async def work() -> None:
         backend = Listening(str(tmp_path / "near.sock") if at == "socket" else "")
         client = HttpClient(Patrol(0.005))
-        first = tasks.outcome(ask(client, backend.address))
-        await turns()
-        connected = backend.take()
-        await eventually(lambda: connected.recv(len(GET), socket.MSG_DONTWAIT), "the first request")
-        connected.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-        assert await first == b"ok"
+        connected = await answered_once(backend, client)
         assert client._idle[backend.address]
         if not was_there:
             backend.die()
@@ -540,12 +546,7 @@ def test_who_was_there_at_a_death_was_there_though_it_knocks_once_more_while_the
     async def work() -> None:
         backend = Listening(str(tmp_path / "near.sock") if at == "socket" else "")
         client = HttpClient(Patrol(0.005))
-        first = tasks.outcome(ask(client, backend.address))
-        await turns()
-        connected = backend.take()
-        await eventually(lambda: connected.recv(len(GET), socket.MSG_DONTWAIT), "the first request")
-        connected.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-        assert await first == b"ok"
+        connected = await answered_once(backend, client)
         second = tasks.outcome(ask(client, backend.address))
         await turns()
         assert connected.recv(len(GET)) == GET
