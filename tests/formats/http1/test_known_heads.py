@@ -8,13 +8,13 @@ from collections.abc import Callable
 import pytest
 
 from corral import errors
-from corral.formats.http1 import Limits, RequestHead, RequestReader, ResponseHead, ResponseReader
+from corral.formats.http1 import Limits, RequestHead, RequestReader, ResponseReader
 from corral.formats.http1.head import parse_request_head, parse_response_head
-from corral.formats.http1.known_heads import HEADS_MAX, KnownHeads
+from corral.formats.http1.known_heads import HEADS_MAX, Known, KnownHeads
 from tests.formats.http1.samples import REQUESTS
 
 LIMITS = Limits()
-POST = b"POST /v1/x HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer k\r\n%bAccept: a\r\n"
+POST = b"POST /v1/x HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer k\r\n%bAccept: a\r\n\r\n"
 
 
 def requests() -> KnownHeads[RequestHead]:
@@ -26,12 +26,18 @@ def post(length_line: bytes) -> bytes:
 
 
 def parsed(text: bytes) -> RequestHead:
-    return parse_request_head(text, 0, len(text), LIMITS)
+    return parse_request_head(text, 0, len(text) - 2, LIMITS)
 
 
-def plain(head: RequestHead | None) -> RequestHead:
-    assert head is not None
+def plain(head: RequestHead) -> RequestHead:
     return head._replace(words=b"")
+
+
+def recalled(known: KnownHeads[RequestHead], text: bytes, likely: Known[RequestHead] | None) -> RequestHead:
+    found = known.recall(text, 0, likely)
+    assert found is not None
+    assert found.head_bytes == len(text)
+    return found.head
 
 
 def test_nothing_is_recalled_that_was_not_read() -> None:
@@ -40,7 +46,8 @@ def test_nothing_is_recalled_that_was_not_read() -> None:
     assert known.recall(text) is None
     head = known.read(text)
     assert plain(head) == parsed(text)
-    assert known.recall(text) is head
+    assert recalled(known, text, None) is head
+    assert recalled(known, text, known.recall(text)) is head
     assert known.recall(text.replace(b"Bearer k", b"Bearer l")) is None
 
 
@@ -48,13 +55,65 @@ def test_nothing_is_recalled_that_was_not_read() -> None:
 def test_another_length_in_the_same_words_is_what_reading_it_gives(spelling: bytes) -> None:
     known = requests()
     first = known.read(post(spelling + b"5\r\n"))
+    last = known.recall(post(spelling + b"5\r\n"))
     for digits in (b"6", b"12345678901234567", b"40", b"5"):
         text = post(spelling + digits + b"\r\n")
-        head = known.recall(text)
-        assert plain(head) == parsed(text)
-        assert head is not None
-        assert head.words == first.words
-    assert plain(known.recall(post(spelling + b"5\r\n"))) == plain(first), "the first one is as it was"
+        for likely in (None, last):
+            head = recalled(known, text, likely)
+            assert plain(head) == parsed(text)
+            assert head.words == first.words
+        last = known.recall(text, 0, last)
+    assert plain(recalled(known, post(spelling + b"5\r\n"), None)) == plain(first), "the first is as it was"
+
+
+def test_a_head_is_found_wherever_in_the_bytes_it_begins_and_whatever_follows() -> None:
+    known = requests()
+    for text in (post(b"Content-Length: 5\r\n"), post(b"")):
+        known.read(text)
+        for likely in (None, known.recall(text)):
+            for data in (b"..." + text, b"..." + text + b"hello", b"..." + text * 2):
+                found = known.recall(data, 3, likely)
+                assert found is not None
+                assert found.head_bytes == len(text)
+            assert known.recall(b"..." + text[:-1], 3, likely) is None
+
+
+def test_one_that_only_begins_like_the_likely_one_is_another() -> None:
+    known = requests()
+    first, second = post(b""), post(b"").replace(b"Accept: a", b"Accept: ab")
+    known.read(first)
+    likely = known.recall(first)
+    assert known.recall(second, 0, likely) is None
+    head = known.read(second)
+    assert recalled(known, second, likely) is head
+
+
+def test_the_end_of_the_body_is_told_where_a_length_tells_it() -> None:
+    lengths = {
+        b"Content-Length: 5\r\n": 5,
+        b"": 0,
+        b"Transfer-Encoding: chunked\r\n": None,
+    }
+    for line, body_bytes in lengths.items():
+        known, text = requests(), post(line)
+        known.read(text)
+        found = known.recall(text)
+        assert found is not None
+        assert found.whole_bytes == (-1 if body_bytes is None else len(text) + body_bytes)
+    answers = {
+        b"200 OK\r\nContent-Length: 5\r\n": 5,
+        b"200 OK\r\n": None,
+        b"200 OK\r\nTransfer-Encoding: chunked\r\n": None,
+        b"304 Not Modified\r\nContent-Length: 5\r\n": None,
+        b"204 No Content\r\n": None,
+        b"103 Early Hints\r\nContent-Length: 5\r\n": None,
+    }
+    for line, body_bytes in answers.items():
+        heads, text = KnownHeads(parse_response_head, LIMITS), b"HTTP/1.1 " + line + b"\r\n"
+        heads.read(text)
+        answer = heads.recall(text)
+        assert answer is not None
+        assert answer.whole_bytes == (-1 if body_bytes is None else len(text) + body_bytes)
 
 
 @pytest.mark.parametrize(
@@ -80,8 +139,10 @@ def test_another_length_in_the_same_words_is_what_reading_it_gives(spelling: byt
 def test_no_length_that_is_out_of_the_ordinary_is_taken_for_one_that_is_known(line: bytes) -> None:
     known = requests()
     known.read(post(b"Content-Length: 5\r\n"))
+    likely = known.recall(post(b"Content-Length: 5\r\n"))
     text = post(line)
     assert known.recall(text) is None
+    assert known.recall(text, 0, likely) is None
     assert outcome(lambda: plain(known.read(text))) == outcome(lambda: parsed(text))
     if isinstance(outcome(lambda: parsed(text)), str):
         assert known.recall(text) is None, "what was refused is not remembered"
@@ -114,19 +175,19 @@ def test_a_head_close_to_a_limit_is_measured_each_time() -> None:
 
 def test_an_answers_head_is_remembered_likewise() -> None:
     known = KnownHeads(parse_response_head, LIMITS)
-    text = b"HTTP/1.1 200 OK\r\nServer: s\r\nContent-Length: %d\r\nKeep-Alive: timeout=5\r\n"
+    text = b"HTTP/1.1 200 OK\r\nServer: s\r\nContent-Length: %d\r\nKeep-Alive: timeout=5\r\n\r\n"
     known.read(text % 5)
-    head = known.recall(text % 77)
-    assert isinstance(head, ResponseHead)
-    assert head.content_length == 77
-    assert head._replace(words=b"") == parse_response_head(text % 77, 0, len(text % 77), LIMITS)
+    found = known.recall(text % 77)
+    assert found is not None
+    assert found.head.content_length == 77
+    assert found.head._replace(words=b"") == parse_response_head(text % 77, 0, len(text % 77) - 2, LIMITS)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_reader_that_knows_a_head_gives_the_same_events_however_the_bytes_are_split(seed: int) -> None:
     dice = random.Random(seed)
     stream = b"".join(
-        post(b"Content-Length: %d\r\n" % size) + b"\r\n" + b"x" * size
+        post(b"Content-Length: %d\r\n" % size) + b"x" * size
         for size in (dice.choice([1, 3, 40, 700]) for _ in range(8))
     )
     whole, split = RequestReader(LIMITS), RequestReader(LIMITS)
@@ -174,7 +235,7 @@ def test_a_body_that_is_all_here_is_taken_in_one_step() -> None:
     assert reader.whole_body() is None
     reader.next_event()
     reader.start_next()
-    text = post(b"Content-Length: 5\r\n") + b"\r\n"
+    text = post(b"Content-Length: 5\r\n")
     for pieces in ([text + b"hello"], [text, b"hello"]):
         for piece in pieces:
             reader.feed(piece)

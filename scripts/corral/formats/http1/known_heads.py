@@ -12,9 +12,8 @@ and costs the others a reading now and then.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 from corral.formats.http1.events import Limits, RequestHead, ResponseHead
 from corral.formats.http1.framing import CONTENT_LENGTH_DIGITS_MAX
@@ -29,11 +28,24 @@ HEAD_MAX_BYTES = 2048
 # How the field is spelt by nearly everybody. Any other spelling is read as if it were new.
 _SPELLINGS = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
 _FIELD_BYTES = len(_SPELLINGS[0])
+_HEAD_END = b"\r\n\r\n"
 
 
-class _Known(NamedTuple, Generic[H]):
-    head: H
-    digits: bytes  # what the length was when it was read
+class Known(Generic[H]):
+    """A head that was read: around the digits of its length, if it has one, are always the same bytes."""
+
+    __slots__ = ("after", "before", "digits", "head", "head_bytes", "whole_bytes")
+
+    def __init__(self, head: H, before: bytes, digits: bytes, after: bytes) -> None:
+        self.head: H = head
+        self.before, self.digits, self.after = before, digits, after
+        self.head_bytes = len(before) + len(digits) + len(after)
+        # With the body; -1 where its end is not told by a length alone.
+        self.whole_bytes = -1 if (body_bytes := _body_bytes(head)) is None else self.head_bytes + body_bytes
+
+    def with_length(self, digits: bytes) -> Known[H]:
+        """The same head with another length."""
+        return Known(_with_length(self.head, digits), self.before, digits, self.after)
 
 
 class KnownHeads(Generic[H]):
@@ -45,54 +57,83 @@ class KnownHeads(Generic[H]):
     def __init__(self, parse: Callable[[bytes, int, int, Limits], H], limits: Limits) -> None:
         self._parse = parse
         self._limits = limits
-        self._known: dict[bytes, _Known[H]] = {}
+        self._known: dict[bytes, Known[H]] = {}
 
-    def recall(self, data: bytes, start: int = 0, end: int = sys.maxsize) -> H | None:
-        """The head that these bytes are, if the same was read before."""
-        words, digits = _taken_apart(data, start, end)
-        known = self._known.get(words)
-        if known is None:
+    def recall(self, data: bytes, at: int = 0, likely: Known[H] | None = None) -> Known[H] | None:
+        """The head with which `data` goes on at `at`, if one in the same words was read before.
+
+        `likely`: the one that the same peer sent last. To see that it is this one again takes a third of
+        the time that it takes to find it among all.
+        """
+        if likely is not None and data.startswith(likely.before, at):
+            at_digits = at + len(likely.before)
+            line_end = data.find(b"\r", at_digits)
+            if line_end >= 0 and data.startswith(likely.after, line_end):
+                digits = data[at_digits:line_end]
+                if digits == likely.digits:
+                    return likely
+                if likely.digits and _is_length(digits):
+                    return likely.with_length(digits)
+        end = data.find(_HEAD_END, at)
+        if end < 0:
             return None
-        if known.digits == digits:
-            return known.head
-        return self._vary(known.head, words, digits) if _is_length(digits) else None
+        before, digits, after = _taken_apart(data, at, end + len(_HEAD_END))
+        known = self._known.get(before + after)
+        if known is None or known.digits == digits:
+            return known
+        return known.with_length(digits) if _is_length(digits) else None
 
     def read(self, text: bytes) -> H:
-        """The head that these bytes are, as its parser gives it. Raises what is wrong with it."""
-        head = self._parse(text, 0, len(text), self._limits)
-        words, digits = _taken_apart(text, 0, len(text))
+        """The head that these bytes are, as its parser gives it. Raises what is wrong with it.
+
+        All of them, with the empty line at its end, which the parser does without.
+        """
+        head = self._parse(text, 0, len(text) - 2, self._limits)
+        before, digits, after = _taken_apart(text, 0, len(text))
         limit = min(HEAD_MAX_BYTES, self._limits.line_max_bytes - CONTENT_LENGTH_DIGITS_MAX)
         if len(text) <= limit and (not digits or _is_length(digits)):
             if len(self._known) >= HEADS_MAX:
                 del self._known[next(iter(self._known))]
+            words = before + after
             head = head._replace(words=words)
-            self._known[words] = _Known(head, digits)
+            self._known[words] = Known(head, before, digits, after)
         return head
 
-    def _vary(self, head: H, words: bytes, digits: bytes) -> H:
-        """The same head with another length. The field occurs once in it, or it would have been refused."""
-        length = (b"content-length", digits)
-        headers = [length if pair[0] == b"content-length" else pair for pair in head.headers]
-        fields = head.fields.copy()
-        fields[b"content-length"] = digits
-        # As _replace would make it, in a third of the time: these three stand side by side in both heads.
-        at: int = head._fields.index("headers")
-        parts = (*head[:at], headers, fields, int(digits), *head[at + 3 :])
-        varied: H = type(head)._make(parts)
-        self._known[words] = _Known(varied, digits)
-        return varied
+
+def _with_length(head: H, digits: bytes) -> H:
+    """What reading it would give. The field occurs once in it, or it would have been refused."""
+    length = (b"content-length", digits)
+    headers = [length if pair[0] == b"content-length" else pair for pair in head.headers]
+    fields = head.fields.copy()
+    fields[b"content-length"] = digits
+    # As _replace would make it, in a third of the time: these three stand side by side in both heads.
+    at: int = head._fields.index("headers")
+    parts = (*head[:at], headers, fields, int(digits), *head[at + 3 :])
+    varied: H = type(head)._make(parts)
+    return varied
 
 
-def _taken_apart(data: bytes, start: int, end: int) -> tuple[bytes, bytes]:
-    """A head's bytes without the digits of its length, and these."""
+def _taken_apart(data: bytes, start: int, end: int) -> tuple[bytes, bytes, bytes]:
+    """A head's bytes, with the empty line: before the digits of its length, these, and after them."""
     at = data.find(_SPELLINGS[0], start, end)
     if at < 0:
         at = data.find(_SPELLINGS[1], start, end)
         if at < 0:
-            return data[start:end], b""
+            at = end - len(_HEAD_END)
+            return data[start:at], b"", data[at:end]
     at += _FIELD_BYTES
     line_end = data.find(b"\r", at)
-    return data[start:at] + data[line_end:end], data[at:line_end]
+    return data[start:at], data[at:line_end], data[line_end:end]
+
+
+def _body_bytes(head: RequestHead | ResponseHead) -> int | None:
+    """How long the body is that follows, where nothing but a length says so."""
+    if head.chunked:
+        return None
+    if isinstance(head, RequestHead):
+        return head.content_length or 0  # who says nothing has none
+    # Without a length an answer may be anything, and some may name a length and have no body.
+    return head.content_length if head.status >= 200 and head.status not in (204, 304) else None
 
 
 def _is_length(digits: bytes) -> bool:

@@ -7,7 +7,7 @@ from corral.formats.http1 import grammar
 from corral.formats.http1.chunked import strip_framing
 from corral.formats.http1.events import Data, Event, Limits, RequestHead
 from corral.formats.http1.faults import REQUEST_HEAD
-from corral.formats.http1.known_heads import known_requests
+from corral.formats.http1.known_heads import Known, known_requests
 from corral.formats.http1.reader import MessageReader
 from corral.formats.http1.states import State, Step, move
 
@@ -26,11 +26,12 @@ EMPTY_LINES_MAX = 4
 class RequestReader(MessageReader):
     """The server's side: RequestHead, any number of Data, END; then, after `start_next`, again."""
 
-    __slots__ = ("_empty_lines", "_known")
+    __slots__ = ("_empty_lines", "_known", "_likely")
 
     def __init__(self, limits: Limits) -> None:
         super().__init__(limits, State.IDLE)
         self._known = known_requests(limits)
+        self._likely: Known[RequestHead] | None = None  # what this peer said last
         self._empty_lines = 0
 
     def start_next(self) -> None:
@@ -45,13 +46,13 @@ class RequestReader(MessageReader):
         """
         if self._state is not _IDLE or self._buffer:
             return None
-        end = data.find(b"\r\n\r\n")
-        head = self._known.recall(data, 0, end + 2) if end >= 0 else None
-        if head is None or head.chunked or len(data) - end - 4 != (head.content_length or 0):
+        known = self._known.recall(data, 0, self._likely)
+        if known is None or len(data) != known.whole_bytes:
             return None
+        self._likely = known
         self._empty_lines = 0
         self._state = _DONE
-        return head, data[end + 4 :]
+        return known.head, data[known.head_bytes :]
 
     def _read_idle(self) -> Event | None:
         buffer = self._buffer
@@ -74,17 +75,18 @@ class RequestReader(MessageReader):
         """The next event, or None. A head in the same words as one before is known at a glance."""
         buffer = self._buffer
         if self._state is _IDLE and type(buffer) is bytes:
-            end = buffer.find(b"\r\n\r\n", self._at)
-            if end >= 0 and (head := self._known.recall(buffer, self._at, end + 2)) is not None:
+            known = self._known.recall(buffer, self._at, self._likely)
+            if known is not None:
+                self._likely = known
                 self._empty_lines = 0
-                return self._begin_body(head, end + 4)
+                return self._begin_body(known.head, self._at + known.head_bytes)
         return super().next_event()
 
     def _read_head(self) -> Event | None:
         end = self._block_end(REQUEST_HEAD)
         if end is None:
             return None
-        return self._begin_body(self._known.read(self._solid()[self._at : end]), end + 2)
+        return self._begin_body(self._known.read(self._solid()[self._at : end + 2]), end + 2)
 
     def _begin_body(self, head: RequestHead, end: int) -> RequestHead:
         self._consume(end)

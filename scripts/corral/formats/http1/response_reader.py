@@ -6,7 +6,7 @@ from corral.errors import CorralError, InvalidRequest, UpstreamError
 from corral.formats.http1.chunked import is_plain
 from corral.formats.http1.events import Chunks, Event, Limits, ResponseHead
 from corral.formats.http1.faults import RESPONSE_HEAD
-from corral.formats.http1.known_heads import known_responses
+from corral.formats.http1.known_heads import Known, known_responses
 from corral.formats.http1.reader import MessageReader
 from corral.formats.http1.states import State, Step, move
 
@@ -20,9 +20,6 @@ _LENGTH = move(State.HEAD, Step.LENGTH)
 _NO_BODY = move(State.HEAD, Step.NO_BODY)
 _UNTIL_CLOSE = move(State.HEAD, Step.UNTIL_CLOSE)
 
-# Answers that are not over with the body that their length promises, or not over at all.
-_UNUSUAL = frozenset({*range(100, 200), 204, 304})
-
 # 102 and 103 may come more than once; a peer that goes on sending them is refused.
 INTERIM_HEADS_MAX = 16
 
@@ -34,12 +31,13 @@ class ResponseReader(MessageReader):
     fault of HTTP: `next_event` returns None and the state is CLOSED.
     """
 
-    __slots__ = ("_head_only", "_interim_heads", "_known")
+    __slots__ = ("_head_only", "_interim_heads", "_known", "_likely")
 
     def __init__(self, limits: Limits) -> None:
         # No answer is expected before a request was sent.
         super().__init__(limits, State.DONE)
         self._known = known_responses(limits)
+        self._likely: Known[ResponseHead] | None = None  # what this peer said last
         self._head_only = False
         self._interim_heads = 0
 
@@ -73,18 +71,12 @@ class ResponseReader(MessageReader):
         """
         if self._state is not _IDLE or self._buffer or self._head_only:
             return None
-        end = data.find(b"\r\n\r\n")
-        head = self._known.recall(data, 0, end + 2) if end >= 0 else None
-        # The length last: without one the answer may be anything, and 204 and 304 may name one and have none.
-        if (
-            head is None
-            or head.status in _UNUSUAL
-            or head.chunked
-            or len(data) - end - 4 != head.content_length
-        ):
+        known = self._known.recall(data, 0, self._likely)
+        if known is None or len(data) != known.whole_bytes:
             return None
+        self._likely = known
         self._state = _DONE
-        return head, data[end + 4 :]
+        return known.head, data[known.head_bytes :]
 
     def _read_idle(self) -> Event | None:
         if not self._buffer:
@@ -96,17 +88,17 @@ class ResponseReader(MessageReader):
         """The next event, or None. A head in the same words as one before is known at a glance."""
         buffer = self._buffer
         if self._state is _IDLE and type(buffer) is bytes:
-            end = buffer.find(b"\r\n\r\n", self._at)
-            head = self._known.recall(buffer, self._at, end + 2) if end >= 0 else None
-            if head is not None and head.status >= 200:
-                return self._begin_body(head, end + 4)
+            known = self._known.recall(buffer, self._at, self._likely)
+            if known is not None and known.head.status >= 200:
+                self._likely = known
+                return self._begin_body(known.head, self._at + known.head_bytes)
         return super().next_event()
 
     def _read_head(self) -> Event | None:
         end = self._block_end(RESPONSE_HEAD)
         if end is None:
             return None
-        head = self._known.read(self._solid()[self._at : end])
+        head = self._known.read(self._solid()[self._at : end + 2])
         if head.status < 200:
             self._consume(end + 2)
             self._state = _INTERIM
