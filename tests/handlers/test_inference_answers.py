@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import json
+from types import CoroutineType
 
 import pytest
 
+from corral.drivers.http_server.body_room import SMALL_BODY_BYTES
 from corral.formats import http1
 from tests.handlers.gatehouse import (
     CHAT,
@@ -27,6 +30,7 @@ from tests.in_a_loop import in_a_loop
 from tests.waiting import eventually
 
 PATH = "/v1/chat/completions"
+MUCH_BYTES = 30_000
 EVENTS = [b'data: {"n": 1}\n\n', b'data: {"n": 2}\n\n', b"data: [DONE]\n\n"]
 
 
@@ -51,6 +55,46 @@ async def test_headers_of_the_engine_come_back_except_those_that_are_the_gates_o
     assert reply.header("date") != "long ago"
     assert reply.header("x-request-id") == "mine"
     assert reply.header("x-queue-wait-ms") != "999999"
+
+
+@pytest.mark.parametrize("size", [MUCH_BYTES, 90_000], ids=["whole in one read", "in pieces"])
+@in_a_loop
+async def test_what_is_being_answered_is_not_held_any_more(house: Gatehouse, size: int) -> None:
+    """A picture has megabytes, and its answer takes minutes."""
+    begin, end = asyncio.Event(), asyncio.Event()
+
+    async def script(_seen: Seen, writer: asyncio.StreamWriter) -> None:
+        await begin.wait()
+        writer.write(STREAM_HEAD + http1.chunk(EVENTS[0]))
+        await end.wait()
+        writer.write(http1.LAST_CHUNK)
+
+    async with house.open():
+        await house.ask(PATH, CHAT | {"stream": True, "padding": "x"})  # now its words are known
+        house.backend.script = script
+        free_bytes = house.server.body_room.free_bytes
+        client = await house.connect()
+        client.send(request(PATH, CHAT | {"stream": True, "padding": "x" * size}))
+        await eventually(lambda: len(house.backend.seen) == 2, "the engine has it")
+        assert (house.server.body_room.free_bytes < free_bytes) is (size > SMALL_BODY_BYTES)
+        assert who_holds_much(), "it may be needed again"
+        begin.set()
+        await client.until(EVENTS[0])
+        assert house.server.body_room.free_bytes == free_bytes
+        assert not who_holds_much()
+        end.set()
+        await client.until(http1.LAST_CHUNK)
+
+
+def who_holds_much() -> set[str]:
+    """Who of the gate holds many bytes: its objects, and its coroutines where they wait."""
+    return {
+        type(each).__qualname__
+        for each in gc.get_objects()
+        if type(each).__module__.startswith("corral.")
+        or (isinstance(each, CoroutineType) and "/corral/" in each.cr_code.co_filename)
+        if any(isinstance(held, bytes) and len(held) > MUCH_BYTES for held in gc.get_referents(each))
+    }
 
 
 @in_a_loop

@@ -34,6 +34,9 @@ class NoWire:
     def hold_body(self, size: int) -> None:
         raise AssertionError("nobody sends as much")
 
+    def let_go_of_body(self) -> None:
+        pass
+
     async def more_body(self) -> None:
         raise AssertionError("nobody sends more")
 

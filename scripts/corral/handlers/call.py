@@ -25,6 +25,7 @@ class Call:
     """What the handlers of one request share. Made by the routes, recorded when it is over."""
 
     __slots__ = (
+        "body",
         "ended_at",
         "error",
         "exchange",
@@ -49,6 +50,7 @@ class Call:
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
         self.request_id = request_id(exchange.head.fields.get(b"x-request-id"))
+        self.body = b""  # from when it is here until an engine begins to answer
         self.key_id = "-"
         self.model = ""
         self.is_inference = False
@@ -69,6 +71,11 @@ class Call:
         self.tokens = NOTHING_SAID
         self.error: errors.CorralError | None = None
         self.gone = False
+
+    def let_go_of_body(self) -> None:
+        """Nobody will ask for it again. A picture has megabytes, and its answer may take minutes."""
+        self.body = b""
+        self.exchange.let_go_of_body()
 
     def query(self, name: str) -> str | None:
         """The first value of this name in the query."""

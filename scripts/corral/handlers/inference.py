@@ -54,6 +54,7 @@ async def infer(gate: Gate, call: Call) -> None:
         asked_at = clock.monotonic()
         body = await gate.receive(exchange)
         call.waited_on_others_s = clock.monotonic() - asked_at
+    call.body = body
     small = len(body) < json_outline.LARGE_BYTES
     intent = read_intent(call, visitor, body if small else await outline_of(visitor, body))
     model = gate.choose_model(intent.model, visitor.principal)
@@ -64,10 +65,11 @@ async def infer(gate: Gate, call: Call) -> None:
     if not visitor.may_load:
         refuse_to_load(gate, model)
     wish = read_wish(call, visitor, intent, len(body))
+    del body  # the call has it, and lets go of it as soon as it can
     deaths = 0
     while True:
         try:
-            await serve(gate, call, wish, asked_at, body)
+            await serve(gate, call, wish, asked_at)
             return
         except EngineLost as lost:
             # Once more, because a crash may have had nothing to do with this request; not twice, because
@@ -79,7 +81,7 @@ async def infer(gate: Gate, call: Call) -> None:
         log.warning("request %s is sent again: %s died before it answered", call.request_id, model.name)
 
 
-async def serve(gate: Gate, call: Call, wish: Wish, asked_at: float, body: bytes) -> None:
+async def serve(gate: Gate, call: Call, wish: Wish, asked_at: float) -> None:
     """Wait for a slot, and use it."""
     with gate.fleet.lease(wish, asked_at) as lease:
         if lease.waits:
@@ -89,7 +91,7 @@ async def serve(gate: Gate, call: Call, wish: Wish, asked_at: float, body: bytes
         call.reached_model = True
         sent_at = clock.monotonic()
         try:
-            await converse(gate, call, lease, body)
+            await converse(gate, call, lease)
         except BackendGone as error:  # not a byte came, as when the process dies
             lease.engine_goes_on = lease.engine_goes_on and error.was_sent
             if not await lease.engine_died():
@@ -116,7 +118,7 @@ async def wait_for_turn(gate: Gate, call: Call, lease: Lease) -> None:
         call.queue_wait_s = clock.monotonic() - lease.ticket.arrived_at - call.lost_s
 
 
-async def converse(gate: Gate, call: Call, lease: Lease, body: bytes) -> None:
+async def converse(gate: Gate, call: Call, lease: Lease) -> None:
     """Ask the engine, and pass its answer on."""
     head = call.exchange.head
     # Of a stream it notices at once that nobody reads it. Whatever else it has been asked it goes on with.
@@ -124,13 +126,14 @@ async def converse(gate: Gate, call: Call, lease: Lease, body: bytes) -> None:
     answer = await gate.client.send(
         lease.address,
         head.method,
-        gate.passage.request_head(head, lease.address, call.id_line, len(body)),
-        body,
+        gate.passage.request_head(head, lease.address, call.id_line, len(call.body)),
+        call.body,
         silence_s=gate.settings.herd.request_timeout_s,
         on_silence=lease.on_silence,
     )
     try:
         if not passed_on_whole(gate, call, answer):
+            call.let_go_of_body()  # who has begun to answer is not asked again
             await pass_on(gate, call, answer)
         lease.engine_goes_on = False
     finally:

@@ -1,7 +1,7 @@
 """What the bodies of requests may take of the memory, all together.
 
-A limit for one body does not bound what many clients send at a time, and each body is held until its
-request is over: it may wait in a queue for minutes, and is sent again if an engine dies. So large bodies
+A limit for one body does not bound what many clients send at a time, and each body is held until an engine
+begins to answer it: it may wait in a queue for minutes, and is sent again if an engine dies. So large bodies
 share a room. What is announced is taken before it is read; where nothing is announced, as it comes.
 
 It is one room for everybody: whoever announces much and sends slowly holds his part until his request's time

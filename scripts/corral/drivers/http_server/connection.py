@@ -173,10 +173,15 @@ class Connection(asyncio.Protocol):
             self._deadline = math.inf
 
     def hold_body(self, size: int) -> None:
-        """So much of a large body is held from now on, until its request is over."""
+        """So much of a large body is held from now on, until it is let go of, or its request is over."""
         if size > self._body_bytes:
             self.server.body_room.take(size - self._body_bytes)
             self._body_bytes = size
+
+    def let_go_of_body(self) -> None:
+        if self._body_bytes:
+            self.server.body_room.give_back(self._body_bytes)
+            self._body_bytes = 0
 
     async def writable(self) -> None:
         while self.write_paused:
@@ -254,9 +259,7 @@ class Connection(asyncio.Protocol):
     def _ended(self, error: BaseException | None) -> None:
         """The handler is through. Make the wire agree with that, and go on."""
         self._strand = None
-        if self._body_bytes:
-            self.server.body_room.give_back(self._body_bytes)
-            self._body_bytes = 0
+        self.let_go_of_body()
         exchange = self._exchange
         assert exchange is not None
         # What would be raised knows the handler's data, and those know the exchange: without this a request

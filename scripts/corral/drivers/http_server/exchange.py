@@ -46,6 +46,7 @@ class Wire(Protocol):
     def send_together(self, *pieces: bytes) -> None: ...
     def reset(self) -> None: ...
     def hold_body(self, size: int) -> None: ...
+    def let_go_of_body(self) -> None: ...
     async def more_body(self) -> None: ...
     async def writable(self) -> None: ...
 
@@ -107,12 +108,16 @@ class Exchange:
     # The request's body ------------------------------------------------------------------------
 
     def whole_body(self) -> bytes | None:
-        """The whole body, if it is here already. Raises PayloadTooLarge, or that there is no room for it."""
+        """The whole body, if it is here already: once, for it may be large, and whoever asks keeps it.
+
+        Raises PayloadTooLarge, or that there is no room for it.
+        """
         length = self.head.content_length
         if length is not None and length > self._wire.body_max_bytes:
             raise self._too_large(self._wire.body_max_bytes)
         if self.body_done:
-            return self._body or b""
+            body, self._body = self._body, None
+            return body or b""
         if length is not None and length > SMALL_BODY_BYTES:
             self._wire.hold_body(length)
         whole = self._wire.reader.whole_body()
@@ -149,6 +154,10 @@ class Exchange:
                 if size > SMALL_BODY_BYTES:
                     wire.hold_body(size)
                 parts.append(event.payload)
+
+    def let_go_of_body(self) -> None:
+        """Whoever had the body has it no more: there is room for another one."""
+        self._wire.let_go_of_body()
 
     def _too_large(self, limit: int) -> errors.PayloadTooLarge:
         or_raise = "" if limit < self._wire.body_max_bytes else ", or raise MAX_REQUEST_BODY_SIZE"
