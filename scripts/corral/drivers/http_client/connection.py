@@ -69,7 +69,7 @@ class ClientConnection(asyncio.Protocol):
         self._error: errors.CorralError | None = None
         self._answering = False
         self._heard = False
-        self._heard_anew = False  # since the patrol's last look
+        self._counts_anew = False  # how long it has been silent: from the patrol's next look
         self._came_too_late = False  # for the backend to read its request
         self._keep_alive = False
         self._poured = False
@@ -93,7 +93,7 @@ class ClientConnection(asyncio.Protocol):
         if not self._answering:
             self.abort()  # bytes that no request asked for: this connection can't be trusted
             return
-        self._heard = self._heard_anew = True
+        self._heard = self._counts_anew = True
         sink = self._sink
         if sink is not None:
             if self._reader.passes(data):
@@ -160,13 +160,13 @@ class ClientConnection(asyncio.Protocol):
         self, method: str, head: bytes, body: bytes, silence_s: float, on_silence: OnSilence | None
     ) -> None:
         """Send a request."""
-        self._heard = self._heard_anew = False
+        self._heard = False
         if self.transport.is_closing():
             self._came_too_late = True
             raise self._error or self._lost(None)
         self._answering, self._poured, self._whole = True, False, None
         self._silence_s, self._on_silence = silence_s, on_silence
-        self._deadline = clock.monotonic() + silence_s
+        self._counts_anew = True
         self._reader.expect(method)
         if len(body) <= JOIN_MAX_BYTES:
             self.transport.write(head + body)
@@ -251,8 +251,9 @@ class ClientConnection(asyncio.Protocol):
 
     def give_back(self) -> None:
         """The answer is complete: keep the connection if both sides want to."""
-        # Whoever comes next starts afresh: nothing was heard, and no silence is asked about.
-        self._answering = self._heard_anew = self._suspected = False
+        # Whoever comes next starts afresh: no silence is asked about.
+        self._answering = self._suspected = False
+        self._counts_anew = True
         transport = self.transport
         # An answer may come before its request is through, and what is left of that is no request.
         if (
@@ -265,7 +266,6 @@ class ClientConnection(asyncio.Protocol):
             return
         if self._paused:
             self.resume()
-        self._deadline = clock.monotonic() + IDLE_MAX_S
         self._pool.keep(self)
 
     def abort(self) -> None:
@@ -278,10 +278,11 @@ class ClientConnection(asyncio.Protocol):
         self.transport.abort()
 
     def check(self, now: float) -> None:
-        if self._heard_anew:
-            # A silence is counted from here, a tick too late at most: no chunk need look at the clock.
-            self._heard_anew = self._suspected = False
-            self._deadline = now + self._silence_s
+        if self._counts_anew:
+            # A silence is counted from here, a tick too late at most: no request and no chunk need look at
+            # the clock for it.
+            self._counts_anew = self._suspected = False
+            self._deadline = now + (self._silence_s if self._answering else IDLE_MAX_S)
             return
         if now < self._deadline or self._paused:
             return
@@ -296,12 +297,12 @@ class ClientConnection(asyncio.Protocol):
 
     def wait_on(self) -> None:
         """The silence means nothing bad: grant it as much time again."""
-        if self._suspected and not self._heard_anew:
+        if self._suspected and not self._counts_anew:
             self._suspected = False
             self._deadline = clock.monotonic() + self._silence_s
 
     def give_up(self, error: errors.CorralError) -> None:
         """The silence means that no answer will come. Unless one has begun meanwhile, that is the answer."""
-        if self._suspected and self._answering and not self._heard_anew:
+        if self._suspected and self._answering and not self._counts_anew:
             self._suspected = False
             self._fail(error)

@@ -42,6 +42,9 @@ IN_A_ROW_MAX = 16
 # After an early answer the rest of the request is read and dropped for this long: closing a socket with
 # unread bytes resets it, and the reset can destroy the answer on its way (RFC 9112, 9.6).
 LINGER_S = 2.0
+# A deadline that the patrol sets with its next look, a tick too late at most: no request need look at the
+# clock for it.
+IDLE_FROM_NOW = -math.inf
 
 
 class ClientGone(asyncio.CancelledError):
@@ -302,9 +305,8 @@ class Connection(asyncio.Protocol):
         self._exchange = None
         reader = self.reader
         reader.start_next()
-        limits = self.server.limits
         idle = reader.idle
-        self._deadline = clock.monotonic() + (limits.keepalive_timeout_s if idle else limits.header_timeout_s)
+        self._deadline = IDLE_FROM_NOW if idle else clock.monotonic() + self.server.limits.header_timeout_s
         if self.server.closing and idle:
             self._linger(wait=False)
         elif not self._dispatching:
@@ -357,7 +359,9 @@ class Connection(asyncio.Protocol):
                 self.transport.abort()
                 return
             self._unsent, self._unsent_deadline = unsent, now + self.server.limits.write_timeout_s
-        if now >= self._deadline:
+        if self._deadline == IDLE_FROM_NOW:
+            self._deadline = now + self.server.limits.keepalive_timeout_s
+        elif now >= self._deadline:
             self._deadline = math.inf
             self._late()
         elif exchange is not None and now >= exchange.expires_at and self._strand is not None:
