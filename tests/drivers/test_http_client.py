@@ -277,7 +277,7 @@ def test_a_connection_whose_request_is_not_through_is_not_used_again() -> None:
                 head = http1.request_head("POST", "/", [(b"content-length", b"%d" % len(body))])
                 answer = await client.send(address, "POST", head, body, silence_s=5)
                 assert (answer.head.status, await answer.body(10)) == (413, b"no")
-                assert not client._idle.get(address)
+                assert not client._connections[address].idle
 
     run(work())
 
@@ -349,7 +349,7 @@ def test_closing_an_address_tells_whoever_waits_there() -> None:
 
         async with scripted(silent) as (client, address):
             waiting = tasks.outcome(ask(client, address))
-            while not client._open.get(address):
+            while address not in client._connections or not client._connections[address].open:
                 await asyncio.sleep(0)
             client.close(address)
             with pytest.raises(errors.UpstreamError, match="was stopped"):
@@ -407,7 +407,7 @@ def test_an_unread_answer_is_not_gathered_without_bound() -> None:
         wire = answering(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size, b"x" * size)
         async with scripted(wire) as (client, address):
             answer = await client.send(address, "GET", GET, silence_s=5)
-            connection = next(iter(client._open[address]))
+            connection = next(iter(client._connections[address].open))
             while not connection._paused:
                 await asyncio.sleep(0)
             assert connection._reader.buffered_bytes < 1_000_000
@@ -457,9 +457,9 @@ def test_a_head_in_two_pieces_with_much_behind_it_does_not_stop_the_pouring() ->
     async def work() -> None:
         async with scripted(answering()) as (client, address):
             asked = tasks.outcome(ask_and_pour(client, address))
-            while not client._open.get(address):
+            while address not in client._connections or not client._connections[address].open:
                 await asyncio.sleep(0)
-            (connection,) = client._open[address]
+            (connection,) = client._connections[address].open
             while not connection._answering:
                 await asyncio.sleep(0)
             connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Len")
@@ -521,7 +521,7 @@ def test_a_backend_that_has_closed_a_kept_connection_had_the_request_or_not(
         backend = Listening(str(tmp_path / "near.sock") if at == "socket" else "")
         client = HttpClient(Patrol(0.005))
         connected = await answered_once(backend, client)
-        assert client._idle[backend.address]
+        assert client._connections[backend.address].idle
         if not was_there:
             backend.die()
         second = tasks.outcome(ask(client, backend.address))
@@ -550,10 +550,11 @@ def test_who_was_there_at_a_death_was_there_though_it_knocks_once_more_while_the
         second = tasks.outcome(ask(client, backend.address))
         await turns()
         assert connected.recv(len(GET)) == GET
-        (kept,) = client._open[backend.address]
+        (kept,) = client._connections[backend.address].open
         connected.close()
         await eventually(
-            lambda: any(each._answering for each in client._open[backend.address] - {kept}), "it knocks again"
+            lambda: any(each._answering for each in client._connections[backend.address].open - {kept}),
+            "it knocks again",
         )
         backend.die()
         with pytest.raises(BackendGone) as caught:

@@ -11,13 +11,39 @@ IDLE_MAX_PER_ADDRESS = 64
 CONNECT_TIMEOUT_S = 5.0
 
 
+class Connections:
+    """Those to one backend."""
+
+    __slots__ = ("_patrol", "idle", "open")
+
+    def __init__(self, patrol: Patrol) -> None:
+        self._patrol = patrol
+        self.open: set[ClientConnection] = set()
+        self.idle: list[ClientConnection] = []  # of these; the last one is used first
+
+    def enter(self, connection: ClientConnection) -> None:
+        self.open.add(connection)
+        self._patrol.join(connection)
+
+    def keep(self, connection: ClientConnection) -> None:
+        if len(self.idle) < IDLE_MAX_PER_ADDRESS:
+            self.idle.append(connection)
+        else:
+            connection.abort()
+
+    def forget(self, connection: ClientConnection) -> None:
+        self._patrol.leave(connection)
+        self.open.discard(connection)
+        if connection in self.idle:
+            self.idle.remove(connection)
+
+
 class HttpClient:
     """All connections to all backends."""
 
     def __init__(self, patrol: Patrol) -> None:
         self._patrol = patrol
-        self._idle: dict[Address, list[ClientConnection]] = {}
-        self._open: dict[Address, set[ClientConnection]] = {}
+        self._connections: dict[Address, Connections] = {}
 
     async def send(
         self,
@@ -35,7 +61,8 @@ class HttpClient:
         answer that is not HTTP. After `silence_s` without a byte, and after as long again each time,
         `on_silence` is asked; without one that is an UpstreamTimeout.
         """
-        idle = self._idle.get(address)
+        known = self._connections.get(address)
+        idle = known.idle if known is not None else []
         was_kept, was_sent = bool(idle), False
         connection = idle.pop() if idle else await self._connect(address)
         while True:
@@ -62,7 +89,8 @@ class HttpClient:
                 raise
 
     async def _connect(self, address: Address) -> ClientConnection:
-        connection = ClientConnection(self, address)
+        pool = self._connections.setdefault(address, Connections(self._patrol))
+        connection = ClientConnection(pool, address)
         try:
             await connect(
                 address.host, address.port, lambda: connection, CONNECT_TIMEOUT_S, address.socket_path
@@ -73,29 +101,14 @@ class HttpClient:
             raise gone from error
         return connection
 
-    def enter(self, connection: ClientConnection) -> None:
-        self._open.setdefault(connection.address, set()).add(connection)
-        self._patrol.join(connection)
-
-    def keep(self, connection: ClientConnection) -> None:
-        idle = self._idle.setdefault(connection.address, [])
-        if len(idle) < IDLE_MAX_PER_ADDRESS:
-            idle.append(connection)
-        else:
-            connection.abort()
-
-    def forget(self, connection: ClientConnection) -> None:
-        self._patrol.leave(connection)
-        for group in (self._idle.get(connection.address), self._open.get(connection.address)):
-            if group and connection in group:
-                group.remove(connection)
-
     def held_up(self, address: Address) -> int:
         """How many answers from there wait for a reader that is slow."""
-        return sum(connection.is_held_up for connection in self._open.get(address, ()))
+        known = self._connections.get(address)
+        return 0 if known is None else sum(connection.is_held_up for connection in known.open)
 
     def close(self, address: Address) -> None:
         """Cut every connection to a backend, busy ones too: what a llama-server needs before SIGTERM."""
-        self._idle.pop(address, None)
-        for connection in self._open.pop(address, set()):
-            connection.cut()
+        known = self._connections.pop(address, None)
+        if known is not None:
+            for connection in tuple(known.open):
+                connection.cut()
