@@ -192,7 +192,13 @@ class SocketTransport(asyncio.Transport):
             except OSError as error:
                 self._fail(error)
                 return
-            self._sent(sent)
+            if sent == self._unsent_bytes and not (
+                self._closing or self._eof_due or self._waits or self._paused_protocol
+            ):
+                unsent.clear()  # and nobody need be told
+                self._unsent_bytes = 0
+            else:
+                self._sent(sent)
         else:
             self._send_on()
 

@@ -9,7 +9,6 @@ quote of such a name would be escaped.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 # What is looked at from either end: a last event with `usage` and `timings` has some 800 bytes (measured).
 WINDOW_BYTES = 4096
@@ -22,14 +21,10 @@ _USUAL = re.compile(rb'"usage":\{"completion_tokens":(\d{1,12}),"prompt_tokens":
 _NUMBER = re.compile(rb"\s*:\s*(\d{1,12})(?![\d.eE])")
 
 
-class TokenCounts(NamedTuple):
-    """What an answer says of itself; None for what it does not say."""
+# What an answer says of itself, of its prompt and of what was generated; None for what it does not say.
+TokenCounts = tuple[int | None, int | None]
 
-    prompt: int | None
-    generated: int | None
-
-
-NOTHING_SAID = TokenCounts(None, None)
+NOTHING_SAID: TokenCounts = (None, None)
 
 
 def read(first: bytes, last: bytes) -> TokenCounts:
@@ -37,9 +32,9 @@ def read(first: bytes, last: bytes) -> TokenCounts:
     end = last[-WINDOW_BYTES:]
     at = end.rfind(b'"usage":{')
     if at >= 0 and (usual := _USUAL.match(end, at)):
-        return TokenCounts(int(usual[2]), int(usual[1]))
+        return int(usual[2]), int(usual[1])
     begin = b"" if first is end else first[:WINDOW_BYTES]  # a short answer is both
-    return TokenCounts(_best(_PROMPT, begin, end), _best(_GENERATED, begin, end))
+    return _best(_PROMPT, begin, end), _best(_GENERATED, begin, end)
 
 
 def _best(names: tuple[bytes, ...], begin: bytes, end: bytes) -> int | None:

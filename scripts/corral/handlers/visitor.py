@@ -8,7 +8,7 @@ principal that it belongs to.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from corral import errors
 from corral.formats import http1, openai
@@ -17,7 +17,8 @@ from corral.policy import authentication
 from corral.policy.authentication import Principal
 
 
-class Visitor(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Visitor:
     principal: Principal
     priority: Priority
     timeout_s: float | None  # how long it is willing to wait for the whole of an answer

@@ -114,7 +114,7 @@ class Connection(asyncio.Protocol):
         reader = self.reader
         if self._exchange is None and (whole := reader.whole(data)) is not None:
             self._in_a_row = 0
-            self._begin(*whole)  # what nearly every request is
+            self._begin(whole[0], whole[1])  # what nearly every request is
             return
         was_idle = reader.idle
         reader.feed(data)
