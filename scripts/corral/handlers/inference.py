@@ -16,7 +16,7 @@ from corral.catalogue import Model
 from corral.drivers import clock
 from corral.drivers.http_client import Answer, BackendGone
 from corral.fleet import EngineLost, Lease
-from corral.formats import http1, json_outline, openai, sse
+from corral.formats import json_outline, openai, sse
 from corral.formats.openai import Intent
 from corral.formats.status import ModelState
 from corral.handlers.call import Call
@@ -245,7 +245,7 @@ async def pass_on(gate: Gate, call: Call, answer: Answer) -> None:
         return
     returned = gate.passage.returned(head)
     if not exchange.started:
-        start_like(call, head, returned)
+        start_like(call, answer, returned)
     elif not returned.is_event_stream:
         raise errors.UpstreamError("The engine answered a request for a stream with something else.")
     exchange.feed_from(answer)
@@ -256,13 +256,13 @@ async def pass_on(gate: Gate, call: Call, answer: Answer) -> None:
     exchange.finish()
 
 
-def start_like(call: Call, head: http1.ResponseHead, returned: Returned) -> None:
+def start_like(call: Call, answer: Answer, returned: Returned) -> None:
     """Begin our answer as the engine began its own."""
     exchange = call.exchange
     exchange.is_event_stream = returned.is_event_stream
     # A stream may have to end with an error event of ours, which no length allows for.
-    length = None if returned.is_event_stream else head.content_length
-    exchange.start(head.status, (), length, returned.lines + call.lines + wait_line(call))
+    length = None if returned.is_event_stream else answer.content_length
+    exchange.start(answer.head.status, (), length, returned.lines + call.lines + wait_line(call))
 
 
 def wait_line(call: Call) -> bytes:

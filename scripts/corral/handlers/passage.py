@@ -23,7 +23,6 @@ NOT_FORWARDED = frozenset(
         b"authorization",
         b"x-api-key",
         b"host",
-        b"content-length",
         b"expect",
         b"x-request-id",
         b"x-model-load",
@@ -39,7 +38,6 @@ CURLS_FORM = (b"content-type", b"application/x-www-form-urlencoded")
 # else it tells a client itself, it tells alone.
 NOT_RETURNED = frozenset(
     {
-        b"content-length",
         b"date",
         b"server",
         b"x-request-id",

@@ -24,6 +24,7 @@ class Message(NamedTuple):
     """One message as the reader told it; `ended` only when END came."""
 
     head: RequestHead | ResponseHead
+    content_length: int | None
     body: bytes
     ended: bool
 
@@ -87,7 +88,7 @@ def _drain(
 ) -> None:
     while (event := reader.next_event()) is not None:
         if isinstance(event, RequestHead | ResponseHead):
-            messages.append(Message(event, b"", False))
+            messages.append(Message(event, reader.content_length, b"", False))
         elif isinstance(event, Data):
             assert event.payload
             messages[-1] = messages[-1]._replace(body=messages[-1].body + event.payload)

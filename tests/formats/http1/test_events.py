@@ -8,14 +8,14 @@ from corral.formats.http1.head import parse_request_head, parse_response_head
 
 def test_a_header_is_looked_up_as_text() -> None:
     line = b"GET / HTTP/1.1\r\nHost: h\r\nX-Name: J\xfcrgen\r\n"
-    head = parse_request_head(line, 0, len(line), Limits())
+    head, _length = parse_request_head(line, 0, len(line), Limits())
     assert head.header(b"x-name") == "Jürgen"
     assert head.header(b"x-other") is None
 
 
 def test_an_answers_header_is_looked_up_as_text() -> None:
     line = b"HTTP/1.1 200 OK\r\nServer: llama.cpp\r\n"
-    head = parse_response_head(line, 0, len(line), Limits())
+    head, _length = parse_response_head(line, 0, len(line), Limits())
     assert head.header(b"server") == "llama.cpp"
     assert head.header(b"x-other") is None
 

@@ -25,95 +25,82 @@ def post(length_line: bytes) -> bytes:
     return POST % length_line
 
 
-def parsed(text: bytes) -> RequestHead:
+def parsed(text: bytes) -> tuple[RequestHead, int | None]:
     return parse_request_head(text, 0, len(text) - 2, LIMITS)
 
 
-def plain(head: RequestHead) -> RequestHead:
-    return head._replace(words=b"")
-
-
-def recalled(known: KnownHeads[RequestHead], text: bytes, likely: Known[RequestHead] | None) -> RequestHead:
-    found = known.recall(text, 0, likely)
-    assert found is not None
-    assert found.head_bytes == len(text)
-    return found.head
+def known_after(text: bytes) -> tuple[KnownHeads[RequestHead], Known[RequestHead]]:
+    """What has read this, and what it knows of it."""
+    known = requests()
+    known.read(text)
+    recalled = known.recall(text)
+    assert recalled is not None
+    return known, recalled[0]
 
 
 def test_nothing_is_recalled_that_was_not_read() -> None:
     known = requests()
     text = post(b"Content-Length: 5\r\n")
     assert known.recall(text) is None
-    head = known.read(text)
-    assert plain(head) == parsed(text)
-    assert recalled(known, text, None) is head
-    assert recalled(known, text, known.recall(text)) is head
+    head, length = known.read(text)
+    assert (head._replace(words=b""), length) == parsed(text)
+    recalled = known.recall(text)
+    assert recalled is not None
+    assert recalled[0].head is head
+    assert recalled == known.recall(text, 0, recalled[0])
     assert known.recall(text.replace(b"Bearer k", b"Bearer l")) is None
 
 
 @pytest.mark.parametrize("spelling", [b"Content-Length: ", b"content-length: "])
 def test_another_length_in_the_same_words_is_what_reading_it_gives(spelling: bytes) -> None:
-    known = requests()
-    first = known.read(post(spelling + b"5\r\n"))
-    last = known.recall(post(spelling + b"5\r\n"))
+    known, first = known_after(post(spelling + b"5\r\n"))
     for digits in (b"6", b"12345678901234567", b"40", b"5"):
         text = post(spelling + digits + b"\r\n")
-        for likely in (None, last):
-            head = recalled(known, text, likely)
-            assert plain(head) == parsed(text)
-            assert head.words == first.words
-        last = known.recall(text, 0, last)
-    assert plain(recalled(known, post(spelling + b"5\r\n"), None)) == plain(first), "the first is as it was"
+        head, length = parsed(text)
+        assert first.head._replace(words=b"") == head
+        for likely in (None, first):
+            assert known.recall(text, 0, likely) == (first, (len(text), length))
 
 
 def test_a_head_is_found_wherever_in_the_bytes_it_begins_and_whatever_follows() -> None:
-    known = requests()
-    for text in (post(b"Content-Length: 5\r\n"), post(b"")):
-        known.read(text)
-        for likely in (None, known.recall(text)):
+    for line, length in ((b"Content-Length: 5\r\n", 5), (b"", None)):
+        text = post(line)
+        known, last = known_after(text)
+        for likely in (None, last):
             for data in (b"..." + text, b"..." + text + b"hello", b"..." + text * 2):
-                found = known.recall(data, 3, likely)
-                assert found is not None
-                assert found.head_bytes == len(text)
-            assert known.recall(b"..." + text[:-1], 3, likely) is None
+                assert known.recall(data, 3, likely) == (last, (len(text), length))
+            for cut in range(len(text)):
+                assert known.recall(b"..." + text[:cut], 3, likely) is None
 
 
 def test_one_that_only_begins_like_the_likely_one_is_another() -> None:
-    known = requests()
     first, second = post(b""), post(b"").replace(b"Accept: a", b"Accept: ab")
-    known.read(first)
-    likely = known.recall(first)
+    known, likely = known_after(first)
     assert known.recall(second, 0, likely) is None
-    head = known.read(second)
-    assert recalled(known, second, likely) is head
+    head, _length = known.read(second)
+    recalled = known.recall(second, 0, likely)
+    assert recalled is not None
+    assert recalled[0].head is head
 
 
-def test_the_end_of_the_body_is_told_where_a_length_tells_it() -> None:
-    lengths = {
-        b"Content-Length: 5\r\n": 5,
-        b"": 0,
-        b"Transfer-Encoding: chunked\r\n": None,
-    }
-    for line, body_bytes in lengths.items():
-        known, text = requests(), post(line)
-        known.read(text)
-        found = known.recall(text)
-        assert found is not None
-        assert found.whole_bytes == (-1 if body_bytes is None else len(text) + body_bytes)
+def test_it_is_known_whether_a_length_tells_the_end_of_the_body() -> None:
+    lines = {b"Content-Length: 5\r\n": True, b"": True, b"Transfer-Encoding: chunked\r\n": False}
+    for line, by_length in lines.items():
+        assert known_after(post(line))[1].ends_by_length is by_length
     answers = {
-        b"200 OK\r\nContent-Length: 5\r\n": 5,
-        b"200 OK\r\n": None,
-        b"200 OK\r\nTransfer-Encoding: chunked\r\n": None,
-        b"304 Not Modified\r\nContent-Length: 5\r\n": None,
-        b"204 No Content\r\n": None,
-        b"103 Early Hints\r\nContent-Length: 5\r\n": None,
+        b"200 OK\r\nContent-Length: 5\r\n": True,
+        b"200 OK\r\n": False,
+        b"200 OK\r\nTransfer-Encoding: chunked\r\n": False,
+        b"304 Not Modified\r\nContent-Length: 5\r\n": False,
+        b"204 No Content\r\n": False,
+        b"103 Early Hints\r\nContent-Length: 5\r\n": False,
     }
-    for line, body_bytes in answers.items():
+    for line, by_length in answers.items():
         heads, text = KnownHeads(parse_response_head, LIMITS), b"HTTP/1.1 " + line + b"\r\n"
         heads.read(text)
-        answer = heads.recall(text)
-        assert answer is not None
-        assert answer.whole_bytes == (-1 if body_bytes is None else len(text) + body_bytes)
+        recalled = heads.recall(text)
+        assert recalled is not None
+        assert recalled[0].ends_by_length is by_length
 
 
 @pytest.mark.parametrize(
@@ -137,23 +124,22 @@ def test_the_end_of_the_body_is_told_where_a_length_tells_it() -> None:
     ],
 )
 def test_no_length_that_is_out_of_the_ordinary_is_taken_for_one_that_is_known(line: bytes) -> None:
-    known = requests()
-    known.read(post(b"Content-Length: 5\r\n"))
-    likely = known.recall(post(b"Content-Length: 5\r\n"))
+    known, likely = known_after(post(b"Content-Length: 5\r\n"))
     text = post(line)
     assert known.recall(text) is None
     assert known.recall(text, 0, likely) is None
-    assert outcome(lambda: plain(known.read(text))) == outcome(lambda: parsed(text))
+    assert outcome(lambda: known.read(text)) == outcome(lambda: parsed(text))
     if isinstance(outcome(lambda: parsed(text)), str):
         assert known.recall(text) is None, "what was refused is not remembered"
 
 
-def outcome(read: Callable[[], RequestHead]) -> RequestHead | str:
-    """What comes of reading: a head, or what is wrong with it."""
+def outcome(read: Callable[[], tuple[RequestHead, int | None]]) -> tuple[RequestHead, int | None] | str:
+    """What comes of reading: a head and a length, or what is wrong with it."""
     try:
-        return read()
+        head, length = read()
     except errors.CorralError as error:
         return f"{type(error).__name__}: {error.message}"
+    return head._replace(words=b""), length
 
 
 def test_the_memory_is_bounded_in_number_and_in_size() -> None:
@@ -162,7 +148,7 @@ def test_the_memory_is_bounded_in_number_and_in_size() -> None:
         known.read(post(b"X-Id: %d\r\n" % number))
     assert len(known._known) <= HEADS_MAX
     large = post(b"X-Id: %b\r\n" % (b"x" * 4000))
-    assert plain(known.read(large)) == parsed(large)
+    assert known.read(large) == parsed(large)
     assert known.recall(large) is None
 
 
@@ -177,10 +163,12 @@ def test_an_answers_head_is_remembered_likewise() -> None:
     known = KnownHeads(parse_response_head, LIMITS)
     text = b"HTTP/1.1 200 OK\r\nServer: s\r\nContent-Length: %d\r\nKeep-Alive: timeout=5\r\n\r\n"
     known.read(text % 5)
-    found = known.recall(text % 77)
-    assert found is not None
-    assert found.head.content_length == 77
-    assert found.head._replace(words=b"") == parse_response_head(text % 77, 0, len(text % 77) - 2, LIMITS)
+    recalled = known.recall(text % 77)
+    assert recalled is not None
+    answer, extent = recalled
+    assert extent == (len(text % 77), 77)
+    head, length = parse_response_head(text % 77, 0, len(text % 77) - 2, LIMITS)
+    assert (answer.head._replace(words=b""), 77) == (head, length)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -210,6 +198,8 @@ def taken(reader: RequestReader) -> list[object]:
         event = reader.next_event()
         if event is not None:
             events.append(event)
+            if isinstance(event, RequestHead):
+                events.append(reader.content_length)
         elif reader.state.name == "DONE":
             reader.start_next()
         else:

@@ -11,6 +11,8 @@ from corral.formats import http1
 class Carrier(Protocol):
     """What an answer needs from the connection on which it comes."""
 
+    @property
+    def content_length(self) -> int | None: ...
     async def next_event(self) -> http1.Event: ...
     async def pour(self, sink: Sink) -> None: ...
     def whole_body(self) -> bytes | None: ...
@@ -43,6 +45,11 @@ class Answer:
         self.head = head
         self._body = body
         self._connection = connection
+
+    @property
+    def content_length(self) -> int | None:
+        """What its head says of its body's length: also where there is no body, as in the answer to HEAD."""
+        return self._connection.content_length if self._connection is not None else len(self._body or b"")
 
     async def body(self, limit_bytes: int) -> bytes:
         """The whole body, which must fit the limit."""

@@ -194,6 +194,10 @@ class ClientConnection(asyncio.Protocol):
             self.resume()  # what came together with the head may have been too much to read on
         return Answer(answer, self)
 
+    @property
+    def content_length(self) -> int | None:
+        return self._reader.content_length
+
     async def next_event(self) -> http1.Event:
         while True:
             event = self._reader.next_event()

@@ -70,6 +70,7 @@ class Exchange:
         "bytes_sent",
         "client",
         "closes",
+        "content_length",
         "expires_at",
         "expiry_error",
         "finished",
@@ -82,6 +83,7 @@ class Exchange:
     def __init__(self, wire: Wire, head: http1.RequestHead, body: bytes | None = None) -> None:
         """`body`: if the whole of it has come with the head."""
         self.head = head
+        self.content_length = content_length = wire.reader.content_length
         self._body = body
         self.client = wire.client
         self.received_at = clock.monotonic()
@@ -95,7 +97,7 @@ class Exchange:
         self.closes = not head.keep_alive
         self._ends_with_connection = False
         self.finished = False
-        self.body_done = body is not None or (not head.content_length and not head.chunked)
+        self.body_done = body is not None or (not content_length and not head.chunked)
         self._source: Source | None = None
         # Of the answer's body: who has written it may want to know how it began and ended.
         self._first = b""
@@ -112,7 +114,7 @@ class Exchange:
 
         Raises PayloadTooLarge, or that there is no room for it.
         """
-        length = self.head.content_length
+        length = self.content_length
         if length is not None and length > self._wire.body_max_bytes:
             raise self._too_large(self._wire.body_max_bytes)
         if self.body_done:
@@ -130,7 +132,7 @@ class Exchange:
         `max_bytes`: if that is less than a body may have at all.
         """
         limit = self._wire.body_max_bytes if max_bytes is None else min(max_bytes, self._wire.body_max_bytes)
-        if (self.head.content_length or 0) > limit:
+        if (self.content_length or 0) > limit:
             raise self._too_large(limit)
         whole = self.whole_body()
         if whole is not None:
@@ -220,7 +222,7 @@ class Exchange:
         Waiting for it would cost more than a new connection does, and after `Expect: 100-continue`
         it may never be sent (RFC 9110, 10.1.1).
         """
-        length = self.head.content_length
+        length = self.content_length
         return length is None or self._wire.reader.buffered_bytes < length
 
     def write(self, payload: bytes, *, aside: bool = False) -> None:

@@ -27,7 +27,11 @@ class Limits(NamedTuple):
 
 
 class RequestHead(NamedTuple):
-    """A request line and its header fields. Nothing is percent-decoded here."""
+    """A request line and its header fields. Nothing is percent-decoded here.
+
+    Content-Length is not among them: it is what differs from one request to the next while all else is the
+    same, so the reader tells it beside the head (`content_length`).
+    """
 
     method: str
     target: str  # as it was sent
@@ -36,7 +40,6 @@ class RequestHead(NamedTuple):
     version: Version
     headers: Headers
     fields: dict[bytes, bytes]  # repeated fields joined by b", "
-    content_length: int | None
     chunked: bool
     keep_alive: bool
     expects_continue: bool
@@ -49,10 +52,9 @@ class RequestHead(NamedTuple):
 
 
 class ResponseHead(NamedTuple):
-    """A status line and its header fields.
+    """A status line and its header fields but Content-Length, as with a request.
 
-    `content_length` is what the field says, also where no body follows (HEAD, 204, 304). A body with
-    neither a length nor chunks goes on until the connection closes.
+    A body with neither a length nor chunks goes on until the connection closes.
     """
 
     status: int
@@ -60,7 +62,6 @@ class ResponseHead(NamedTuple):
     version: Version
     headers: Headers
     fields: dict[bytes, bytes]
-    content_length: int | None
     chunked: bool
     keep_alive: bool
     words: bytes = b""  # the same for all heads that differ in nothing but the length; empty if not known

@@ -7,15 +7,22 @@ This is where most of the time for a small request goes, so the good case is two
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from corral.errors import HeaderFieldsTooLarge
 from corral.formats.http1 import grammar
-from corral.formats.http1.events import Headers, Limits, RequestHead, ResponseHead
+from corral.formats.http1.events import Headers, Limits, RequestHead, ResponseHead, Version
 from corral.formats.http1.faults import REQUEST_HEAD, RESPONSE_HEAD, TRAILERS, first_fault
 from corral.formats.http1.framing import HTTP_1_0, HTTP_1_1, body_framing, expects_continue, keeps_alive
 from corral.formats.http1.target import check_host, replace_host, split_target
 
+H = TypeVar("H")
+# A head, and the length of its body, if it says one. An answer's says it also where none follows: to HEAD,
+# and with 204 and 304.
+Parsed = tuple[H, int | None]
 
-def parse_request_head(buffer: bytes, start: int, end: int, limits: Limits) -> RequestHead:
+
+def parse_request_head(buffer: bytes, start: int, end: int, limits: Limits) -> Parsed[RequestHead]:
     """The request head in `buffer[start:end]`. Raises the first thing that is wrong with it."""
     line = grammar.REQUEST_LINE.match(buffer, start, end)
     if (
@@ -32,8 +39,8 @@ def parse_request_head(buffer: bytes, start: int, end: int, limits: Limits) -> R
     check_host(fields, headers, version)
     if authority is not None:
         replace_host(authority, fields, headers)
-    length, chunked = body_framing(fields, version)
-    return RequestHead(
+    length, chunked = _framing(headers, fields, version)
+    head = RequestHead(
         method,
         target,
         path,
@@ -41,14 +48,14 @@ def parse_request_head(buffer: bytes, start: int, end: int, limits: Limits) -> R
         version,
         headers,
         fields,
-        length,
         chunked,
         keeps_alive(fields, version),
         expects_continue(fields, version) and (chunked or bool(length)),
     )
+    return head, length
 
 
-def parse_response_head(buffer: bytes, start: int, end: int, limits: Limits) -> ResponseHead:
+def parse_response_head(buffer: bytes, start: int, end: int, limits: Limits) -> Parsed[ResponseHead]:
     """The answer's head in `buffer[start:end]`. Raises the first thing that is wrong with it."""
     line = grammar.STATUS_LINE.match(buffer, start, end)
     if (
@@ -59,17 +66,19 @@ def parse_response_head(buffer: bytes, start: int, end: int, limits: Limits) -> 
         raise first_fault(RESPONSE_HEAD, buffer[start:end], limits)
     headers, fields = _fields(buffer, line.end(), end, limits)
     version = HTTP_1_1 if line[1] == b"1" else HTTP_1_0
-    length, chunked = body_framing(fields, version)
-    return ResponseHead(
-        int(line[2]),
-        line[3] or b"",
-        version,
-        headers,
-        fields,
-        length,
-        chunked,
-        keeps_alive(fields, version),
+    length, chunked = _framing(headers, fields, version)
+    head = ResponseHead(
+        int(line[2]), line[3] or b"", version, headers, fields, chunked, keeps_alive(fields, version)
     )
+    return head, length
+
+
+def _framing(headers: Headers, fields: dict[bytes, bytes], version: Version) -> tuple[int | None, bool]:
+    """As `body_framing`, which finds the length once or refuses it; and takes it out of the fields."""
+    framing = body_framing(fields, version)
+    if framing[0] is not None:
+        headers.remove((b"content-length", fields.pop(b"content-length")))
+    return framing
 
 
 def check_trailers(buffer: bytes, start: int, end: int, limits: Limits) -> None:

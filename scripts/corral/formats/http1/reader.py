@@ -55,6 +55,7 @@ class MessageReader(ABC):
         "_remaining",
         "_searched",
         "_state",
+        "content_length",
     )
 
     _HANDLERS: ClassVar[Handlers]
@@ -66,6 +67,7 @@ class MessageReader(ABC):
         self._at = 0  # what comes before was read
         self._searched = 0  # what comes before holds no end of a head
         self._line_at = 0  # where the last line that was searched begins
+        self.content_length: int | None = None
         self._remaining = 0  # bytes left of a length body or of a chunk
         self._extension_bytes = 0
         self._eof = False

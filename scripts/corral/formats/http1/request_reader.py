@@ -24,7 +24,10 @@ EMPTY_LINES_MAX = 4
 
 
 class RequestReader(MessageReader):
-    """The server's side: RequestHead, any number of Data, END; then, after `start_next`, again."""
+    """The server's side: RequestHead, any number of Data, END; then, after `start_next`, again.
+
+    `content_length` is what the last head said, None for nothing.
+    """
 
     __slots__ = ("_empty_lines", "_known", "_likely")
 
@@ -46,13 +49,16 @@ class RequestReader(MessageReader):
         """
         if self._state is not _IDLE or self._buffer:
             return None
-        known = self._known.recall(data, 0, self._likely)
-        if known is None or len(data) != known.whole_bytes:
+        recalled = self._known.recall(data, 0, self._likely)
+        if recalled is None:
             return None
-        self._likely = known
+        known, (head_bytes, length) = recalled
+        if not known.ends_by_length or len(data) - head_bytes != (length or 0):
+            return None
+        self._likely, self.content_length = known, length
         self._empty_lines = 0
         self._state = _DONE
-        return known.head, data[known.head_bytes :]
+        return known.head, data[head_bytes:]
 
     def _read_idle(self) -> Event | None:
         buffer = self._buffer
@@ -75,25 +81,27 @@ class RequestReader(MessageReader):
         """The next event, or None. A head in the same words as one before is known at a glance."""
         buffer = self._buffer
         if self._state is _IDLE and type(buffer) is bytes:
-            known = self._known.recall(buffer, self._at, self._likely)
-            if known is not None:
-                self._likely = known
+            recalled = self._known.recall(buffer, self._at, self._likely)
+            if recalled is not None:
+                self._likely, (head_bytes, length) = recalled
                 self._empty_lines = 0
-                return self._begin_body(known.head, self._at + known.head_bytes)
+                return self._begin_body(self._likely.head, length, self._at + head_bytes)
         return super().next_event()
 
     def _read_head(self) -> Event | None:
         end = self._block_end(REQUEST_HEAD)
         if end is None:
             return None
-        return self._begin_body(self._known.read(self._solid()[self._at : end + 2]), end + 2)
+        head, length = self._known.read(self._solid()[self._at : end + 2])
+        return self._begin_body(head, length, end + 2)
 
-    def _begin_body(self, head: RequestHead, end: int) -> RequestHead:
+    def _begin_body(self, head: RequestHead, length: int | None, end: int) -> RequestHead:
         self._consume(end)
+        self.content_length = length
         if head.chunked:
             self._state = _CHUNKED
-        elif head.content_length:
-            self._remaining = head.content_length
+        elif length:
+            self._remaining = length
             self._state = _LENGTH
         else:
             # RFC 9112 6.3, rule 7: a request that says nothing has no body.

@@ -29,6 +29,8 @@ class ResponseReader(MessageReader):
 
     Interim answers (1xx) are swallowed. An end of input before the first byte of an answer is no
     fault of HTTP: `next_event` returns None and the state is CLOSED.
+
+    `content_length` is what the last head said, None for nothing; it may say it where no body follows.
     """
 
     __slots__ = ("_head_only", "_interim_heads", "_known", "_likely")
@@ -71,12 +73,15 @@ class ResponseReader(MessageReader):
         """
         if self._state is not _IDLE or self._buffer or self._head_only:
             return None
-        known = self._known.recall(data, 0, self._likely)
-        if known is None or len(data) != known.whole_bytes:
+        recalled = self._known.recall(data, 0, self._likely)
+        if recalled is None:
             return None
-        self._likely = known
+        known, (head_bytes, length) = recalled
+        if not known.ends_by_length or len(data) - head_bytes != length:
+            return None
+        self._likely, self.content_length = known, length
         self._state = _DONE
-        return known.head, data[known.head_bytes :]
+        return known.head, data[head_bytes:]
 
     def _read_idle(self) -> Event | None:
         if not self._buffer:
@@ -88,36 +93,37 @@ class ResponseReader(MessageReader):
         """The next event, or None. A head in the same words as one before is known at a glance."""
         buffer = self._buffer
         if self._state is _IDLE and type(buffer) is bytes:
-            known = self._known.recall(buffer, self._at, self._likely)
-            if known is not None and known.head.status >= 200:
-                self._likely = known
-                return self._begin_body(known.head, self._at + known.head_bytes)
+            recalled = self._known.recall(buffer, self._at, self._likely)
+            if recalled is not None and recalled[0].head.status >= 200:
+                self._likely, (head_bytes, length) = recalled
+                return self._begin_body(self._likely.head, length, self._at + head_bytes)
         return super().next_event()
 
     def _read_head(self) -> Event | None:
         end = self._block_end(RESPONSE_HEAD)
         if end is None:
             return None
-        head = self._known.read(self._solid()[self._at : end + 2])
+        head, length = self._known.read(self._solid()[self._at : end + 2])
         if head.status < 200:
             self._consume(end + 2)
             self._state = _INTERIM
             self._check_interim(head.status)
             return self._read_head()
-        return self._begin_body(head, end + 2)
+        return self._begin_body(head, length, end + 2)
 
-    def _begin_body(self, head: ResponseHead, end: int) -> ResponseHead:
+    def _begin_body(self, head: ResponseHead, length: int | None, end: int) -> ResponseHead:
         self._consume(end)
+        self.content_length = length
         if self._head_only or head.status in (204, 304):
             # RFC 9112 6.3, rule 1: whatever the fields say, these end with their head.
             self._state = _NO_BODY
         elif head.chunked:
             self._state = _CHUNKED
-        elif head.content_length is None:
+        elif length is None:
             head = head._replace(keep_alive=False)
             self._state = _UNTIL_CLOSE
-        elif head.content_length:
-            self._remaining = head.content_length
+        elif length:
+            self._remaining = length
             self._state = _LENGTH
         else:
             self._state = _NO_BODY
