@@ -149,13 +149,21 @@ def request(document: dict[str, object]) -> bytes:
     return head.encode() + body
 
 
-def chat(**more: object) -> dict[str, object]:
-    question = "What is it that a gate has to do so that whoever passes through it does not notice it?"
+QUESTION = "What is it that a gate has to do so that whoever passes through it does not notice it?"
+LENGTHS = 16
+
+
+def chat(question: str = QUESTION, **more: object) -> dict[str, object]:
     messages = [
         {"role": "system", "content": "You are a helpful assistant. Answer briefly."},
         {"role": "user", "content": question},
     ]
     return {"model": MODEL, "messages": messages, "temperature": 0.7, "max_tokens": 256, **more}
+
+
+def requests_of_many_lengths(**more: object) -> tuple[bytes, ...]:
+    """No client sends as many bytes each time."""
+    return tuple(request(chat(QUESTION + "!" * extra, **more)) for extra in range(LENGTHS))
 
 
 def stream_request(chunks_per_s: float, seconds: float) -> bytes:

@@ -1,12 +1,12 @@
 /* A load generator that costs less than what it measures.
  *
- *     load requests PORT CONNECTIONS WARM_UP_S SECONDS UNTIL < request
- *     load streams  PORT STREAMS     RAMP_S    SECONDS UNTIL < request
+ *     load requests PORT CONNECTIONS WARM_UP_S SECONDS UNTIL < requests
+ *     load streams  PORT STREAMS     RAMP_S    SECONDS UNTIL < requests
  *
- * Standard input is one whole HTTP request. `requests` sends it on each connection, and again as soon as
- * its answer is there, on a new connection if the server closes this one. `streams` sends it once on each
- * connection, all of them within RAMP_S, and reads; a chunk carries the time at which it was sent: "@" and
- * 19 digits (see stand_in.c).
+ * Standard input is one whole HTTP request, or several with a NUL between them, which are sent in turn.
+ * `requests` sends one on each connection, and another as soon as its answer is there, on a new connection
+ * if the server closes this one. `streams` sends one on each connection, all of them within RAMP_S, and
+ * reads; a chunk carries the time at which it was sent: "@" and 19 digits (see stand_in.c).
  *
  * When it begins to count it writes the line "begin", and when it has counted for so long a line of JSON,
  * times in nanoseconds: its caller reads at both what the measured process has used. It leaves when
@@ -27,6 +27,7 @@
 
 #define EVENTS_MAX 512
 #define READ_MAX 65536
+#define REQUESTS_MAX 64
 
 typedef struct {
     int fd, digits; /* how many digits of a stamp were read; -1 outside of one */
@@ -45,8 +46,11 @@ typedef struct {
 
 static Series latencies, first_bytes;
 static Connection *connections;
-static char *request;
-static size_t request_size;
+static struct {
+    const char *text;
+    size_t size;
+} requests[REQUESTS_MAX];
+static size_t request_count, next_request;
 static int poll_fd, port, streaming, counting;
 static long errors, answers, bytes;
 
@@ -93,8 +97,11 @@ static void ask(Connection *c) {
     c->digits = -1;
     memset(c->tail, 0, sizeof c->tail);
     c->asked_ns = now_ns();
+    const char *text = requests[next_request].text;
+    size_t size = requests[next_request].size;
+    next_request = (next_request + 1) % request_count;
     /* A request is far smaller than the socket's buffer, which is empty when it is sent. */
-    if (send(c->fd, request, request_size, MSG_NOSIGNAL) != (ssize_t)request_size)
+    if (send(c->fd, text, size, MSG_NOSIGNAL) != (ssize_t)size)
         errors++;
 }
 
@@ -231,15 +238,22 @@ static void run_until(long end) {
 
 /* From the first line to the last --------------------------------------------------------------- */
 
-static void read_request(void) {
-    size_t room = 1 << 16;
-    request = malloc(room);
-    for (ssize_t got = 1; got > 0; request_size += got) {
-        if (request_size == room)
-            request = realloc(request, room *= 2);
-        got = read(0, request + request_size, room - request_size);
-        if (got < 0 || request == NULL)
+static void read_requests(void) {
+    size_t room = 1 << 16, size = 0;
+    char *text = malloc(room);
+    for (ssize_t got = 1; got > 0; size += got) {
+        if (size == room)
+            text = realloc(text, room *= 2);
+        got = read(0, text + size, room - size);
+        if (got < 0 || text == NULL)
             die("read");
+    }
+    const char *end = text + size;
+    for (const char *at = text; at <= end && request_count < REQUESTS_MAX; request_count++) {
+        const char *stop = memchr(at, 0, end - at);
+        requests[request_count].text = at;
+        requests[request_count].size = (stop != NULL ? stop : end) - at;
+        at += requests[request_count].size + 1;
     }
 }
 
@@ -266,7 +280,7 @@ int main(int argc, char **argv) {
     getrlimit(RLIMIT_NOFILE, &files);
     files.rlim_cur = files.rlim_max;
     setrlimit(RLIMIT_NOFILE, &files);
-    read_request();
+    read_requests();
     poll_fd = epoll_create1(EPOLL_CLOEXEC);
     connections = calloc(count, sizeof *connections);
     long began = now_ns(), ramp = warm_up_s * 1e9;

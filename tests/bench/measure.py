@@ -20,7 +20,7 @@ from tests.bench.contestants import (
     await_listening,
     chat,
     first_answer,
-    request,
+    requests_of_many_lengths,
     stream_request,
 )
 from tests.bench.programs import Load, run_load
@@ -84,14 +84,14 @@ def _named(prefix: str, figures: Figures) -> Figures:
 
 def requests(ring: Ring, target: Target, pace: Pace, connections: int, **more: object) -> Figures:
     """Whole answers, each connection asking again as soon as it has been answered."""
-    data = request(chat(**more))
+    data = requests_of_many_lengths(**more)
     load = Load("requests", target.port, data, connections, pace.warm_up_s, pace.requests_s)
     return _named(f"requests_{connections}", _figures(ring, target, load))
 
 
 def _streams(target: Target, pace: Pace, count: int, seconds: float, chunks_per_s: float) -> Load:
     ramp_s = pace.warm_up_s + count / pace.opened_per_s
-    data = stream_request(chunks_per_s, ramp_s + STREAMS_SETTLE_S + seconds)
+    data = (stream_request(chunks_per_s, ramp_s + STREAMS_SETTLE_S + seconds),)
     return Load("streams", target.port, data, count, ramp_s, seconds)
 
 

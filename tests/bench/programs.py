@@ -106,7 +106,7 @@ class Load(NamedTuple):
 
     kind: str  # requests or streams
     port: int
-    request: bytes
+    requests: tuple[bytes, ...]  # sent in turn
     connections: int
     warm_up_s: float
     seconds: float
@@ -136,7 +136,7 @@ def run_load(
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        process.stdin.write(load.request)
+        process.stdin.write(b"\0".join(load.requests))
         process.stdin.close()
         process.stdout.readline()
         first = reading()

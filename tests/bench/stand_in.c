@@ -114,17 +114,21 @@ static int answer(Connection *c, const char *body, size_t size) {
     return deliver(c, out, length);
 }
 
+/* An answer's sentence is shorter by none to 15 letters, in turn: answers have many lengths. */
 static int complete(Connection *c) {
+    static const char sentence[] = "by a stand-in that has learnt one sentence by heart and says it to everybody "
+                                   "who asks for it, whatever the question was. Nothing else is known of it.";
+    static unsigned turn;
+    int letters = (int)sizeof sentence - 1 - (int)(turn++ % 16);
     char body[1024];
     int size = snprintf(
         body, sizeof body,
         "{\"choices\":[{\"finish_reason\":\"stop\",\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":"
-        "\"Sent @%019ld by a stand-in that has learnt one sentence by heart and says it to everybody who asks "
-        "for it, whatever the question was.\"}}],\"created\":1764300000,\"model\":\"%s\","
+        "\"Sent @%019ld %.*s\"}}],\"created\":1764300000,\"model\":\"%s\","
         "\"system_fingerprint\":\"b0000-00000000\",\"object\":\"chat.completion\",\"usage\":{\"completion_tokens\":32,"
         "\"prompt_tokens\":24,\"total_tokens\":56},\"id\":\"chatcmpl-7YQk2mJx9vT4bR1cN8sLw3hZ6pD5fGaE\","
         "\"timings\":{\"cache_n\":0,\"prompt_n\":24,\"prompt_ms\":1.5,\"predicted_n\":32,\"predicted_ms\":2.5}}",
-        now_ns(), alias);
+        now_ns(), letters, sentence, alias);
     return answer(c, body, size);
 }
 

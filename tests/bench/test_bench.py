@@ -14,13 +14,25 @@ from contextlib import AbstractContextManager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from tests import cold_start
 from tests.bench import __main__ as bench
 from tests.bench import chart, gate, install, kernel, measure, others, pages, programs, table
-from tests.bench.contestants import ALL, MODEL, Contestant, Part, Ring, Target, chat, request
+from tests.bench.contestants import (
+    ALL,
+    LENGTHS,
+    MODEL,
+    Contestant,
+    Part,
+    Ring,
+    Target,
+    chat,
+    request,
+    requests_of_many_lengths,
+)
 from tests.bench.results import Results, added_latency, from_json, medians, ratio, to_json
 from tests.bench.table import OURS, ROWS, YARDSTICK
 from tests.support import KEY
@@ -178,9 +190,10 @@ class Closes(BaseHTTPRequestHandler):
     """Answers, and closes the connection."""
 
     protocol_version = "HTTP/1.1"
+    bodies: ClassVar[set[bytes]] = set()
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self.bodies.add(self.rfile.read(int(self.headers["Content-Length"])))
         self.send_response(200)
         self.send_header("Content-Length", "2")
         self.send_header("Connection", "close")
@@ -197,13 +210,14 @@ def test_the_load_goes_on_when_a_server_closes_after_each_answer() -> None:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            load = programs.Load("requests", server.server_port, request(chat()), 2, 0.1, 0.3)
+            load = programs.Load("requests", server.server_port, requests_of_many_lengths(), 2, 0.1, 0.3)
             result = programs.run_load(programs.compiled(), core, load)
         finally:
             server.shutdown()
             thread.join()
     assert result["count"] > 2
     assert result["errors"] == 0
+    assert len({len(body) for body in Closes.bodies}) == LENGTHS
 
 
 @pytest.mark.parametrize("separators", [(", ", ": "), (",", ":")], ids=["spaced", "compact"])
@@ -214,6 +228,15 @@ def test_the_stand_in_reads_json_with_and_without_spaces(separators: tuple[str, 
         with urllib.request.urlopen(asked) as answer:
             events = answer.read().split(b"\n\n")
     assert len([event for event in events if b"@" in event]) == 3
+
+
+def test_the_stand_ins_answers_have_many_lengths() -> None:
+    asked = json.dumps(chat()).encode()
+    with programs.stand_in(programs.compiled(), min(os.sched_getaffinity(0))) as port:
+        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        answers = [urllib.request.urlopen(url, asked).read() for _ in range(20)]
+    assert len({len(answer) for answer in answers}) == 16
+    assert all(json.loads(answer)["usage"]["total_tokens"] == 56 for answer in answers)
 
 
 # Rivals -------------------------------------------------------------------------------------------

@@ -3,8 +3,8 @@
 A client says the same words in every request of a connection, and so does a backend in every answer,
 but for one number: the length of the body. Reading a head is a pure function of its bytes, so its result
 is kept, under the bytes without that number, and the next head in the same words costs a look instead of
-a reading (measured: half a microsecond instead of 12). What is kept was read by the patterns once, as it stood; all
-that may differ from it is a run of digits that the same rules allow in the same place.
+a reading (measured: half a microsecond instead of 12). What is kept was read by the patterns once, as it
+stood; all that may differ from it is a run of digits that the same rules allow in the same place.
 
 Only small heads are kept, and so many of them; whoever sends a different one each time gains nothing,
 and costs the others a reading now and then.
