@@ -52,7 +52,7 @@ class Known(Generic[H]):
             return None
         at_digits = at + len(before)
         line_end = data.find(b"\r", at_digits)
-        if line_end < 0 or not data.startswith(after, line_end):
+        if not data.startswith(after, line_end):  # nor does it where no line ends: it is more than one byte
             return None
         digits = data[at_digits:line_end]
         if digits == self._digits:

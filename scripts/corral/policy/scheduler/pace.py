@@ -26,8 +26,10 @@ class Average:
         self.known = False
 
     def learn(self, value: float) -> None:
-        self.value = value if not self.known else self.value + NEWEST * (value - self.value)
-        self.known = True
+        if self.known:
+            self.value += NEWEST * (value - self.value)
+        else:
+            self.value, self.known = value, True
 
 
 class Pace:
