@@ -91,7 +91,7 @@ def who_holds_much() -> set[str]:
     return {
         type(each).__qualname__
         for each in gc.get_objects()
-        if type(each).__module__.startswith("corral.")
+        if str(type(each).__module__).startswith("corral.")
         or (isinstance(each, CoroutineType) and "/corral/" in each.cr_code.co_filename)
         if any(isinstance(held, bytes) and len(held) > MUCH_BYTES for held in gc.get_referents(each))
     }
