@@ -249,7 +249,9 @@ static void read_requests(void) {
             die("read");
     }
     const char *end = text + size;
-    for (const char *at = text; at <= end && request_count < REQUESTS_MAX; request_count++) {
+    for (const char *at = text; at <= end; request_count++) {
+        if (request_count == REQUESTS_MAX || at == end)
+            die("too many requests, or an empty one");
         const char *stop = memchr(at, 0, end - at);
         requests[request_count].text = at;
         requests[request_count].size = (stop != NULL ? stop : end) - at;

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from corral import errors
-from corral.drivers import connections, tasks
+from corral.drivers import clock, connections, tasks
 from corral.drivers.event_loop import new_event_loop
 from corral.drivers.http_client import Address, BackendGone, HttpClient
 from corral.drivers.http_client.connection import UNREAD_MAX_BYTES, ClientConnection
@@ -277,7 +277,7 @@ def test_a_connection_whose_request_is_not_through_is_not_used_again() -> None:
                 head = http1.request_head("POST", "/", [(b"content-length", b"%d" % len(body))])
                 answer = await client.send(address, "POST", head, body, silence_s=5)
                 assert (answer.head.status, await answer.body(10)) == (413, b"no")
-                assert not client._connections[address].idle
+                assert not client._pools[address].idle
 
     run(work())
 
@@ -349,7 +349,7 @@ def test_closing_an_address_tells_whoever_waits_there() -> None:
 
         async with scripted(silent) as (client, address):
             waiting = tasks.outcome(ask(client, address))
-            while address not in client._connections or not client._connections[address].open:
+            while address not in client._pools or not client._pools[address].open:
                 await asyncio.sleep(0)
             client.close(address)
             with pytest.raises(errors.UpstreamError, match="was stopped"):
@@ -407,7 +407,7 @@ def test_an_unread_answer_is_not_gathered_without_bound() -> None:
         wire = answering(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size, b"x" * size)
         async with scripted(wire) as (client, address):
             answer = await client.send(address, "GET", GET, silence_s=5)
-            connection = next(iter(client._connections[address].open))
+            connection = next(iter(client._pools[address].open))
             while not connection._paused:
                 await asyncio.sleep(0)
             assert connection._reader.buffered_bytes < 1_000_000
@@ -457,9 +457,9 @@ def test_a_head_in_two_pieces_with_much_behind_it_does_not_stop_the_pouring() ->
     async def work() -> None:
         async with scripted(answering()) as (client, address):
             asked = tasks.outcome(ask_and_pour(client, address))
-            while address not in client._connections or not client._connections[address].open:
+            while address not in client._pools or not client._pools[address].open:
                 await asyncio.sleep(0)
-            (connection,) = client._connections[address].open
+            (connection,) = client._pools[address].open
             while not connection._answering:
                 await asyncio.sleep(0)
             connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Len")
@@ -509,6 +509,67 @@ async def answered_once(backend: Listening, client: HttpClient) -> socket.socket
     return connected
 
 
+def test_a_kept_connection_is_idle_for_its_time_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not for as long as its engine may be silent over a request."""
+    monkeypatch.setattr(f"{PACKAGE}.connection.IDLE_MAX_S", 0.1)
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    async def work() -> None:
+        async with scripted(script) as (client, address):
+            assert await ask(client, address, silence_s=30) == b"ok"
+            pool = client._pools[address]
+            kept_at = clock.monotonic()
+            assert len(pool.idle) == len(pool.open) == 1
+            await eventually(lambda: not pool.idle and not pool.open, "it is closed, and forgotten")
+            assert clock.monotonic() - kept_at >= 0.1
+
+    run(work())
+
+
+def test_an_engine_may_be_silent_for_longer_than_a_connection_may_be_idle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(f"{PACKAGE}.connection.IDLE_MAX_S", 0.1)
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for pause_s in (0.0, 0.3):
+            await reader.readuntil(b"\r\n\r\n")
+            await asyncio.sleep(pause_s)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    async def work() -> None:
+        async with scripted(script) as (client, address):
+            assert await ask(client, address) == b"ok"
+            (kept,) = client._pools[address].idle
+            await eventually(lambda: not kept._counts_anew, "its idle time is counted")
+            assert await ask(client, address) == b"ok"
+            assert client._pools[address].idle == [kept]
+
+    run(work())
+
+
+def test_so_many_idle_connections_are_kept_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{PACKAGE}.client.IDLE_MAX_PER_ADDRESS", 2)
+    all_asked = asyncio.Barrier(3)
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await all_asked.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    async def work() -> None:
+        async with scripted(script) as (client, address):
+            answers = [tasks.outcome(ask(client, address)) for _ in range(3)]
+            assert await asyncio.gather(*answers) == [b"ok"] * 3
+            await eventually(lambda: len(client._pools[address].open) == 2, "one is closed")
+            assert len(client._pools[address].idle) == 2
+
+    run(work())
+
+
 @pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, new_event_loop], ids=["asyncio's", "ours"])
 @pytest.mark.parametrize("was_there", [False, True], ids=["before the request came", "over the request"])
 @pytest.mark.parametrize("at", ["port", "socket"])
@@ -521,7 +582,7 @@ def test_a_backend_that_has_closed_a_kept_connection_had_the_request_or_not(
         backend = Listening(str(tmp_path / "near.sock") if at == "socket" else "")
         client = HttpClient(Patrol(0.005))
         connected = await answered_once(backend, client)
-        assert client._connections[backend.address].idle
+        assert client._pools[backend.address].idle
         if not was_there:
             backend.die()
         second = tasks.outcome(ask(client, backend.address))
@@ -550,10 +611,10 @@ def test_who_was_there_at_a_death_was_there_though_it_knocks_once_more_while_the
         second = tasks.outcome(ask(client, backend.address))
         await turns()
         assert connected.recv(len(GET)) == GET
-        (kept,) = client._connections[backend.address].open
+        (kept,) = client._pools[backend.address].open
         connected.close()
         await eventually(
-            lambda: any(each._answering for each in client._connections[backend.address].open - {kept}),
+            lambda: any(each._answering for each in client._pools[backend.address].open - {kept}),
             "it knocks again",
         )
         backend.die()

@@ -96,6 +96,7 @@ def test_what_the_kernel_takes_a_part_of_arrives_once(new_loop: NewLoop) -> None
             await eventually(
                 lambda: not any(each.transport.get_write_buffer_size() for each in made), "all of it is away"
             )
+            assert not any(each.transport._waits for each in made), "nobody asks the kernel for more room"
             for peer in peers:
                 with pytest.raises(BlockingIOError):
                     peer.recv(1)

@@ -158,7 +158,7 @@ async def test_a_process_says_how_many_slots_it_has_and_which_of_them_work(tmp_p
         assert await tasks.outcome(engine.busy_slots()) == (Slot(0, 0, 0),)
         sample = await tasks.outcome(engine.sample())
         assert (sample.slots, sample.held_up) == ((Slot(0, 0, 0),), 0)
-        (connection,) = (each for each in yard.client._connections[engine.address].open if each._answering)
+        (connection,) = (each for each in yard.client._pools[engine.address].open if each._answering)
         connection.pause()
         assert (await tasks.outcome(engine.sample())).held_up == 1
         yard.client.close(engine.address)

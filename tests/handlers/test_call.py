@@ -13,7 +13,7 @@ def test_a_call_begins_with_its_id_as_the_first_header_of_every_answer() -> None
     call, _ = call_for(request("/x", headers={"x-request-id": "mine"}))
     assert call.request_id == "mine"
     assert call.lines == b"x-request-id: mine\r\n"
-    assert (call.key_id, call.model, call.error, call.gone) == ("-", "", None, False)
+    assert (call.key_id, call.model, call.error_code, call.gone) == ("-", "", None, False)
 
 
 @pytest.mark.parametrize("wish", ["a", "A-z_0.9:/+=@", "x" * 128])

@@ -355,12 +355,13 @@ async def test_a_large_body_for_which_there_is_no_room_is_to_come_again(house: G
 # What is left of it ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("streams", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("how", ["answered whole", "streamed", "refused"])
 @in_a_loop
-async def test_no_request_is_left_for_the_garbage_collector(house: Gatehouse, streams: bool) -> None:
+async def test_no_request_is_left_for_the_garbage_collector(house: Gatehouse, how: str) -> None:
     """The dead crowd the living out of the processor's caches: they were a fifth of a request's time."""
-    if streams:
+    if how == "streamed":
         house.backend.script = streaming(b"one", b"two")
+    asked, status = (CHAT | {"model": "nobody"}, 404) if how == "refused" else (CHAT, 200)
     async with house.open():
         await house.ask(PATH, CHAT)
         gc.collect()
@@ -368,7 +369,7 @@ async def test_no_request_is_left_for_the_garbage_collector(house: Gatehouse, st
         gc.set_debug(gc.DEBUG_SAVEALL)
         try:
             for _ in range(3):
-                assert (await house.ask(PATH, CHAT)).status == 200
+                assert (await house.ask(PATH, asked)).status == status
             await house.logged(4)
             gc.collect()
             left = {type(each).__qualname__ for each in gc.garbage}

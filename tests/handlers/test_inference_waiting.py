@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
@@ -102,9 +103,9 @@ async def test_a_wait_in_vain_is_counted_like_any_other(house: Gatehouse, how: s
     async with house.open():
         house.engines.loads_at_once = False
         client = await house.connect()
+        began_at = clock.monotonic()
         client.send(request(PATH, CHAT, headers=headers))
         await eventually(lambda: house.fleet.queue.depth("demo") == 1, "the request waits")
-        began_at = clock.monotonic()
         await asyncio.sleep(0.02)
         if how == "it is refused":
             house.engines.of("demo").ends("exit code 1")
@@ -112,7 +113,7 @@ async def test_a_wait_in_vain_is_counted_like_any_other(house: Gatehouse, how: s
             await leaves(client)
         await house.logged()
         assert house.counted("router_queue_wait_seconds", model="demo", priority="normal") == 1
-        assert 0.02 <= waited_s(house) <= clock.monotonic() - began_at + 0.01
+        assert 0.02 <= waited_s(house) <= clock.monotonic() - began_at
 
 
 @in_a_loop
@@ -180,6 +181,7 @@ async def test_a_request_whose_engine_dies_unanswered_is_sent_once_more_and_only
         house.fleet.tick(clock.monotonic() + 2)
         assert (await asked).body == b"second"
         assert len(died) == 1
+        assert [json.loads(seen.body) for seen in house.backend.seen] == [CHAT, CHAT]
         [line] = await house.logged()
         assert (line[3], line[9]) == ("200", "-")
 

@@ -192,10 +192,9 @@ class SocketTransport(asyncio.Transport):
             except OSError as error:
                 self._fail(error)
                 return
-            if sent == self._unsent_bytes and not (
-                self._closing or self._eof_due or self._waits or self._paused_protocol
-            ):
-                unsent.clear()  # and nobody need be told
+            if sent == self._unsent_bytes and not self._waits:
+                # The usual case. Who is to be told that all is sent has waited for the kernel.
+                unsent.clear()
                 self._unsent_bytes = 0
             else:
                 self._sent(sent)

@@ -7,7 +7,6 @@ import re
 import uuid
 from urllib.parse import parse_qs
 
-from corral import errors
 from corral.drivers.http_server import Exchange
 from corral.formats.priority import Priority
 from corral.formats.usage import NOTHING_SAID
@@ -27,7 +26,7 @@ class Call:
     __slots__ = (
         "body",
         "ended_at",
-        "error",
+        "error_code",
         "exchange",
         "first_byte_at",
         "gone",
@@ -69,7 +68,8 @@ class Call:
         self.ended_at = 0.0
         # As the engine reported them.
         self.tokens = NOTHING_SAID
-        self.error: errors.CorralError | None = None
+        # Not the error itself: it knows where it was raised, and so this call, in a circle.
+        self.error_code: str | None = None
         self.gone = False
 
     def let_go_of_body(self) -> None:

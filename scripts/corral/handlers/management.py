@@ -52,7 +52,7 @@ async def eject(gate: Gate, call: Call) -> None:
                 raise errors.NotFound(f"The model {model.name!r} does not run: it is {state}.", param="model")
             await until_gone(onlooker, model.name)
     except errors.NotFound as error:
-        call.error = error
+        call.error_code = error.code
         send_json(call, {"status": "not_found", **openai.error_object(error)}, error.status)
         return
     message = f"{model.name} is unloaded."

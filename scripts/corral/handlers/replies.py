@@ -24,7 +24,7 @@ def send_json(call: Call, document: Mapping[str, Any], status: int = 200) -> Non
 
 def send_error(call: Call, error: errors.CorralError) -> None:
     """The error as a whole answer, or, if one has begun, as its honest end."""
-    call.error = error
+    call.error_code = error.code
     exchange = call.exchange
     if not exchange.started:
         headers, body = error_page(error)

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 import socket
 import struct
 
 import pytest
 
 from corral import errors
+from corral.drivers import clock
 from corral.drivers.connections import Listener
 from corral.drivers.http_server import ClientGone, Exchange, HttpServer
 from corral.drivers.http_server.connection import Connection
@@ -335,6 +337,26 @@ class TestTimes:
                 client = await RawClient.connect(port)
                 client.send(GET)
                 await client.answer()
+                assert await client.rest() == b""
+
+        asyncio.run(main())
+
+    def test_an_idle_connection_is_given_its_time_and_not_remembered_by_what_it_said(self) -> None:
+        limits = dataclasses.replace(LIMITS, keepalive_timeout_s=0.4)
+
+        async def main() -> None:
+            async with serving(say_path, limits) as (server, port):
+                client = await RawClient.connect(port)
+                await eventually(lambda: server.connections, "it is connected")
+                [connection] = server._connections
+                for _ in range(3):
+                    client.send(GET)
+                    await client.answer()
+                    await eventually(lambda: 0 < connection._deadline < math.inf, "its time is counted")
+                    assert connection._deadline > clock.monotonic() + 0.2
+                    assert connection.reader._likely is None
+                    # Much longer than a look at it takes, and not yet as long as it has.
+                    await asyncio.sleep(0.1)
                 assert await client.rest() == b""
 
         asyncio.run(main())

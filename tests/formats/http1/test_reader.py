@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 
@@ -15,7 +16,9 @@ from corral.formats.http1 import (
     Event,
     IllegalMove,
     Limits,
+    RequestHead,
     RequestReader,
+    ResponseHead,
     ResponseReader,
     State,
 )
@@ -361,3 +364,45 @@ def test_the_cost_grows_with_the_bytes_and_not_with_their_square(
         if ratio < 64:
             return
     pytest.fail(f"16 times the bytes took {ratio:.0f} times as long")
+
+
+FRAMINGS = {
+    b"Content-Length: 5\r\n\r\nhello": 5,
+    b"\r\n": None,
+    b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n": None,
+    b"Content-Length: 700\r\n\r\n" + b"x" * 700: 700,
+}
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["by events", "whole where it can be"])
+def test_the_length_that_is_told_is_that_of_the_last_head(at_once: bool) -> None:
+    """Of each after each other, one that tells none after one that tells one included."""
+    reader = RequestReader(LIMITS)
+    for first, second in itertools.product(FRAMINGS, repeat=2):
+        for framing in (first, second):
+            data = b"POST /lengths HTTP/1.1\r\nHost: h\r\n" + framing
+            if not (at_once and reader.whole(data)):
+                reader.feed(data)
+                assert isinstance(reader.next_event(), RequestHead)
+                assert reader.content_length == FRAMINGS[framing]
+                while reader.next_event() is not END:
+                    pass
+            assert reader.content_length == FRAMINGS[framing]
+            reader.start_next()
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["by events", "whole where it can be"])
+def test_the_length_that_an_answer_tells_is_its_own(at_once: bool) -> None:
+    reader = ResponseReader(LIMITS)
+    for first, second in itertools.product(FRAMINGS, repeat=2):
+        for framing in (first, second):
+            # Without a length and chunks it would go on until the connection closes.
+            status = b"204 No Content" if framing == b"\r\n" else b"200 OK"
+            reader.expect("POST")
+            data = b"HTTP/1.1 " + status + b"\r\nServer: lengths\r\n" + framing
+            if not (at_once and reader.whole(data)):
+                reader.feed(data)
+                assert isinstance(reader.next_event(), ResponseHead)
+                while reader.next_event() is not END:
+                    pass
+            assert reader.content_length == FRAMINGS[framing]

@@ -48,7 +48,7 @@ class Answer:
 
     @property
     def content_length(self) -> int | None:
-        """What its head says of its body's length: also where there is no body, as in the answer to HEAD."""
+        """What its head says of a body that is still to be taken, or that there is none, as after HEAD."""
         return self._connection.content_length if self._connection is not None else len(self._body or b"")
 
     async def body(self, limit_bytes: int) -> bytes:

@@ -11,8 +11,8 @@ IDLE_MAX_PER_ADDRESS = 64
 CONNECT_TIMEOUT_S = 5.0
 
 
-class Connections:
-    """Those to one backend."""
+class BackendPool:
+    """The connections to one backend."""
 
     __slots__ = ("_patrol", "idle", "open")
 
@@ -43,7 +43,7 @@ class HttpClient:
 
     def __init__(self, patrol: Patrol) -> None:
         self._patrol = patrol
-        self._connections: dict[Address, Connections] = {}
+        self._pools: dict[Address, BackendPool] = {}
 
     async def send(
         self,
@@ -61,8 +61,8 @@ class HttpClient:
         answer that is not HTTP. After `silence_s` without a byte, and after as long again each time,
         `on_silence` is asked; without one that is an UpstreamTimeout.
         """
-        known = self._connections.get(address)
-        idle = known.idle if known is not None else []
+        pool = self._pools.get(address)
+        idle = pool.idle if pool is not None else []
         was_kept, was_sent = bool(idle), False
         connection = idle.pop() if idle else await self._connect(address)
         while True:
@@ -89,7 +89,7 @@ class HttpClient:
                 raise
 
     async def _connect(self, address: Address) -> ClientConnection:
-        pool = self._connections.setdefault(address, Connections(self._patrol))
+        pool = self._pools.setdefault(address, BackendPool(self._patrol))
         connection = ClientConnection(pool, address)
         try:
             await connect(
@@ -103,12 +103,12 @@ class HttpClient:
 
     def held_up(self, address: Address) -> int:
         """How many answers from there wait for a reader that is slow."""
-        known = self._connections.get(address)
-        return 0 if known is None else sum(connection.is_held_up for connection in known.open)
+        pool = self._pools.get(address)
+        return 0 if pool is None else sum(connection.is_held_up for connection in pool.open)
 
     def close(self, address: Address) -> None:
         """Cut every connection to a backend, busy ones too: what a llama-server needs before SIGTERM."""
-        known = self._connections.pop(address, None)
-        if known is not None:
-            for connection in tuple(known.open):
+        pool = self._pools.pop(address, None)
+        if pool is not None:
+            for connection in tuple(pool.open):
                 connection.cut()

@@ -114,7 +114,7 @@ class Connection(asyncio.Protocol):
         reader = self.reader
         if self._exchange is None and (whole := reader.whole(data)) is not None:
             self._in_a_row = 0
-            self._begin(whole[0], whole[1])  # what nearly every request is
+            self._begin(*whole)  # what nearly every request is
             return
         was_idle = reader.idle
         reader.feed(data)
@@ -361,6 +361,7 @@ class Connection(asyncio.Protocol):
             self._unsent, self._unsent_deadline = unsent, now + self.server.limits.write_timeout_s
         if self._deadline == IDLE_FROM_NOW:
             self._deadline = now + self.server.limits.keepalive_timeout_s
+            self.reader.forget()
         elif now >= self._deadline:
             self._deadline = math.inf
             self._late()

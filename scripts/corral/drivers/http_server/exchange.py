@@ -119,6 +119,8 @@ class Exchange:
             raise self._too_large(self._wire.body_max_bytes)
         if self.body_done:
             body, self._body = self._body, None
+            if body is None and (length or self.head.chunked):
+                raise RuntimeError("a request's body is handed over once")
             return body or b""
         if length is not None and length > SMALL_BODY_BYTES:
             self._wire.hold_body(length)

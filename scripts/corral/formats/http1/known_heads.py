@@ -6,8 +6,8 @@ is kept, under the bytes without that number, and the next head in the same word
 a reading (measured: half a microsecond instead of 12). What is kept was read by the patterns once, as it
 stood; all that may differ from it is a run of digits that the same rules allow in the same place.
 
-Only small heads are kept, and so many of them; whoever sends a different one each time gains nothing,
-and costs the others a reading now and then.
+Only small heads are kept, and so many of them, beside the one that a busy peer sent last; whoever sends a
+different one each time gains nothing, and costs the others a reading now and then.
 """
 
 from __future__ import annotations

@@ -41,6 +41,10 @@ class RequestReader(MessageReader):
         """Lets the next request be read, also one that waits in the buffer. Only after END."""
         self._state = _NEXT if self._state is _DONE else move(self._state, Step.NEXT)
 
+    def forget(self) -> None:
+        """Whoever is silent for long need not be known at a glance: so much is not kept for each of many."""
+        self._likely = None
+
     def whole(self, data: bytes) -> tuple[RequestHead, bytes] | None:
         """A request in words that are known, if it is all of these bytes, which come next.
 
