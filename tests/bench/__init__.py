@@ -8,7 +8,8 @@ a stand-in llama-server; both of these are small C programs (load.c, stand_in.c)
 needed. Cost is processor time by the kernel's own accounting, over exactly the time in which the load
 generator counts; it depends little on what else the machine does, and a ratio to nginx in the same round
 less still. Latencies do depend on it, so they are reported and decide nothing. Contestants take turns,
-round by round, and a figure is the median of the rounds.
+round by round; in each round the quietest of a few takes counts, for what else the machine does adds to a
+figure and never takes from it; and a figure is the median of the rounds.
 
     programs      the two C programs, compiled and run
     kernel        what the kernel knows of a process; which cores there are

@@ -13,13 +13,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tests.bench import kernel, measure, programs
-from tests.bench.contestants import CORRAL, NGINX, Ring, Target, await_listening, first_answer
+from tests.bench.contestants import CORRAL, NGINX, Ring, await_listening, first_answer
 from tests.bench.results import ratio
 
 # A chunk is to take no more than nginx's, and takes a tenth more (docs/performance.md).
 HELD = {"requests_64.cpu_s": 2.5, f"streams_{measure.FEW_STREAMS}.cpu_s": 1.2}
 TOLERANCE = 1.25
-TAKES = 3
 NAMES = {
     "requests_64.cpu_s": "processor time of a request",
     f"streams_{measure.FEW_STREAMS}.cpu_s": "processor time of a chunk",
@@ -44,12 +43,6 @@ def holds(attempt: Callable[[], Mapping[str, float]], say: Callable[[str], None]
     return False
 
 
-def quietest(ring: Ring, target: Target) -> measure.Figures:
-    """The least of a few takes: what else the machine does adds to a figure, and never takes from it."""
-    takes = [measure.gated(ring, target) for _ in range(TAKES)]
-    return {name: min(take[name] for take in takes) for name in takes[0]}
-
-
 def measured() -> dict[str, float]:
     core, load_core = kernel.two_cores()
     with tempfile.TemporaryDirectory(prefix="corral-bench-") as directory:
@@ -58,7 +51,10 @@ def measured() -> dict[str, float]:
             for target in (ours, yardstick):
                 await_listening(target)
                 first_answer(target)
-            rounds = [(quietest(ring, ours), quietest(ring, yardstick)) for _ in range(measure.GATE.rounds)]
+            rounds = [
+                (measure.gated(ring, ours), measure.gated(ring, yardstick))
+                for _ in range(measure.GATE.rounds)
+            ]
     return {name: ratio(rounds, name) for name in HELD}
 
 

@@ -39,7 +39,7 @@ LARGE_BODY_STREAMS = 50
 
 
 class Pace(NamedTuple):
-    """How long each part takes, and how often it is done."""
+    """How long each part takes, and how often it is done: in each round so many takes."""
 
     rounds: int
     starts: int
@@ -48,11 +48,12 @@ class Pace(NamedTuple):
     streams_s: float
     chunks_per_s: float = 50.0  # of each stream
     opened_per_s: float = 1000.0  # streams
+    takes: int = 1
 
 
-FULL = Pace(rounds=5, starts=7, warm_up_s=0.5, requests_s=2.0, streams_s=3.0)
+FULL = Pace(rounds=5, starts=7, warm_up_s=0.3, requests_s=0.7, streams_s=1.0, takes=3)
 QUICK = Pace(rounds=2, starts=3, warm_up_s=0.2, requests_s=0.5, streams_s=0.8)
-GATE = Pace(rounds=5, starts=0, warm_up_s=0.1, requests_s=0.4, streams_s=0.6)
+GATE = Pace(rounds=5, starts=0, warm_up_s=0.1, requests_s=0.4, streams_s=0.6, takes=3)
 # What is slow would drown in everybody else's streams, and its figures would be those of the drowning. An
 # answer that takes a second on 64 connections is seldom begun and ended within less than several.
 SLOW = Pace(
@@ -123,7 +124,8 @@ def engine_of(target: Target) -> Target:
     return Target(int(words[words.index("--port") + 1]), None, target.spawned_at)
 
 
-IN_TURN: dict[Part, Callable[[Ring, Target, Pace], Figures]] = {
+Measure = Callable[[Ring, Target, Pace], Figures]
+IN_TURN: dict[Part, Measure] = {
     Part.MANY_CONNECTIONS: partial(requests, connections=64),
     Part.ONE_CONNECTION: partial(requests, connections=1),
     Part.FEW_STREAMS: partial(streams, count=FEW_STREAMS),
@@ -136,9 +138,23 @@ def one_round(ring: Ring, contestant: Contestant, target: Target, pace: Pace) ->
     figures: Figures = {}
     for part, measured in IN_TURN.items():
         if part in contestant.parts:
-            figures |= measured(ring, target, pace_for(contestant, pace))
-            until_quiet(target)
+            figures |= quietest(measured, ring, target, pace_for(contestant, pace))
     return figures
+
+
+def quietest(measured: Measure, ring: Ring, target: Target, pace: Pace) -> Figures:
+    """The take with the least processor time: what else the machine does adds to it, never takes from it."""
+
+    def take() -> Figures:
+        figures = measured(ring, target, pace)
+        until_quiet(target)
+        return figures
+
+    return min((take() for _ in range(pace.takes)), key=processor_time_s)
+
+
+def processor_time_s(figures: Figures) -> float:
+    return sum(value for name, value in figures.items() if name.endswith(".cpu_s"))
 
 
 def until_quiet(target: Target) -> None:
@@ -155,7 +171,9 @@ def until_quiet(target: Target) -> None:
 
 def gated(ring: Ring, target: Target, pace: Pace = GATE) -> Figures:
     """The two figures that the budget is held with."""
-    return requests(ring, target, pace, 64) | streams(ring, target, pace, FEW_STREAMS)
+    parts = (IN_TURN[Part.MANY_CONNECTIONS], IN_TURN[Part.FEW_STREAMS])
+    many, few = (quietest(part, ring, target, pace) for part in parts)
+    return many | few
 
 
 # What needs a process of its own ------------------------------------------------------------------

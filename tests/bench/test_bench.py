@@ -143,6 +143,18 @@ def test_what_is_slow_gets_less_to_do() -> None:
     assert measure.pace_for(Contestant("quick", nothing), measure.FULL) == measure.FULL
 
 
+def test_of_several_takes_the_quietest_counts_with_all_its_figures(tmp_path: Path) -> None:
+    takes = iter([(2.0, 5.0), (1.0, 7.0), (3.0, 6.0), (0.5, 1.0)])
+
+    def measured(_ring: Ring, _target: Target, _pace: measure.Pace) -> measure.Figures:
+        cpu_s, p50_s = next(takes)
+        return {"requests_64.cpu_s": cpu_s, "requests_64.p50_s": p50_s}
+
+    ring = Ring(programs.Programs(tmp_path, tmp_path), 0, 0, tmp_path)
+    found = measure.quietest(measured, ring, Target(1, None, 0.0), measure.FULL)
+    assert found == {"requests_64.cpu_s": 1.0, "requests_64.p50_s": 7.0}
+
+
 def test_only_the_parts_that_can_be_measured_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def measured(ring: Ring, target: Target, pace: measure.Pace, name: str) -> measure.Figures:
         return {name: 1.0}
