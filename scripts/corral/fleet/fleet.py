@@ -35,7 +35,7 @@ from corral.fleet.onlooker import Change, Gallery, Onlooker
 from corral.fleet.preloading import Preloading
 from corral.fleet.queue_view import QueueView
 from corral.fleet.watchman import Watchman
-from corral.formats.status import READY, ModelState, ModelStatus
+from corral.formats.status import OFF, READY, ModelState, ModelStatus
 from corral.metrics import Metrics
 from corral.policy.lifecycle import RESIDENT, Deaths, Event, next_state
 from corral.policy.placement import Placement
@@ -112,7 +112,7 @@ class Fleet:
         if model.state is not READY:
             if model.state is ModelState.FAILED or (model.state is ModelState.BACKOFF and model.died_loading):
                 raise failure(model)
-            if model.state is ModelState.OFF:
+            if model.state is OFF:
                 self._engines.warm(model.name)
         self._leases[ticket] = lease
         actions = self._scheduler.arrive(ticket, clock.monotonic())
@@ -132,7 +132,7 @@ class Fleet:
             actions = self._scheduler.depart(ticket, now, lease.usage)
         if actions:
             self._carry_out(actions)
-        if model.state is ModelState.OFF and not self._scheduler.depth(ticket.model):
+        if model.state is OFF and not self._scheduler.depth(ticket.model):
             self._engines.cool(ticket.model)
 
     def _forget(self, ticket: Ticket, usage: Usage | None) -> None:
@@ -307,7 +307,7 @@ class Fleet:
         if model.state is ModelState.STARTING:
             model.load_began_at = clock.monotonic()
             tasks.spawn(keep(model, self._engines, self.memory, self), f"the keeper of {model.name}")
-        elif model.state is ModelState.OFF:
+        elif model.state is OFF:
             model.settled = True  # ejected before it was up, or no more tries: nothing to wait for
         elif model.state is ModelState.STOPPING and model.engine is not None:
             tasks.spawn(end(model, model.engine, self.memory), f"the end of {model.name}")

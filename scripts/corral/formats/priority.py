@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Final
 
 
 class Priority(IntEnum):
@@ -12,6 +13,9 @@ class Priority(IntEnum):
     NORMAL = 2
     LOW = 3
 
+
+# For the way of a request, as with the state of a model: a name is looked up sooner than an enum's member.
+NORMAL: Final = Priority.NORMAL
 
 _BY_NAME = {"high": Priority.HIGH, "normal": Priority.NORMAL, "low": Priority.LOW}
 _BY_NAME |= {str(int(priority)): priority for priority in Priority}

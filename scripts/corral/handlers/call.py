@@ -8,7 +8,7 @@ import uuid
 from urllib.parse import parse_qs
 
 from corral.drivers.http_server import Exchange
-from corral.formats.priority import Priority
+from corral.formats.priority import NORMAL, Priority
 from corral.formats.usage import NOTHING_SAID
 
 # An id that a client may choose: it goes into headers, logs and the engine's requests as it is.
@@ -59,7 +59,7 @@ class Call:
         # Headers that every answer to this request carries, errors included, as they stand in its head.
         self.lines = self.id_line
         self.wants_stream = False
-        self.priority = Priority.NORMAL
+        self.priority: Priority = NORMAL
         self.queue_wait_s = 0.0
         self.lost_s = 0.0  # with an engine that died
         # For the client with its body and for the engine with its answer.

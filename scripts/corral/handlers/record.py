@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from corral import errors
@@ -53,7 +54,8 @@ class Entry(NamedTuple):
     error: str | None = None
 
 
-class Series(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Series:
     """What is counted for one model, one key and one priority, asked for once."""
 
     succeeded: Counter

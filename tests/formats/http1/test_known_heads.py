@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -43,7 +44,7 @@ def test_nothing_is_recalled_that_was_not_read() -> None:
     text = post(b"Content-Length: 5\r\n")
     assert known.recall(text) is None
     head, length = known.read(text)
-    assert (head._replace(words=b""), length) == parsed(text)
+    assert (replace(head, words=b""), length) == parsed(text)
     recalled = known.recall(text)
     assert recalled is not None
     assert recalled[0].head is head
@@ -57,7 +58,7 @@ def test_another_length_in_the_same_words_is_what_reading_it_gives(spelling: byt
     for digits in (b"6", b"12345678901234567", b"40", b"5"):
         text = post(spelling + digits + b"\r\n")
         head, length = parsed(text)
-        assert first.head._replace(words=b"") == head
+        assert replace(first.head, words=b"") == head
         for likely in (None, first):
             assert known.recall(text, 0, likely) == (first, (len(text), length))
 
@@ -139,7 +140,7 @@ def outcome(read: Callable[[], tuple[RequestHead, int | None]]) -> tuple[Request
         head, length = read()
     except errors.CorralError as error:
         return f"{type(error).__name__}: {error.message}"
-    return head._replace(words=b""), length
+    return replace(head, words=b""), length
 
 
 def test_the_memory_is_bounded_in_number_and_in_size() -> None:
@@ -168,7 +169,7 @@ def test_an_answers_head_is_remembered_likewise() -> None:
     answer, extent = recalled
     assert extent == (len(text % 77), 77)
     head, length = parse_response_head(text % 77, 0, len(text % 77) - 2, LIMITS)
-    assert (answer.head._replace(words=b""), 77) == (head, length)
+    assert (replace(answer.head, words=b""), 77) == (head, length)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -13,6 +13,7 @@ different one each time gains nothing, and costs the others a reading now and th
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 from corral.formats.http1.events import Limits, RequestHead, ResponseHead
@@ -105,7 +106,7 @@ class KnownHeads(Generic[H]):
             if len(self._known) >= HEADS_MAX:
                 del self._known[next(iter(self._known))]
             words = before + after
-            head = head._replace(words=words)
+            head = replace(head, words=words)
             self._known[words] = Known(head, length, before, digits, after)
         return head, length
 

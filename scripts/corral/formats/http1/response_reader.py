@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from corral.errors import CorralError, InvalidRequest, UpstreamError
 from corral.formats.http1.chunked import is_plain
 from corral.formats.http1.events import Chunks, Event, Limits, ResponseHead
@@ -120,7 +122,7 @@ class ResponseReader(MessageReader):
         elif head.chunked:
             self._state = _CHUNKED
         elif length is None:
-            head = head._replace(keep_alive=False)
+            head = replace(head, keep_alive=False)
             self._state = _UNTIL_CLOSE
         elif length:
             self._remaining = length

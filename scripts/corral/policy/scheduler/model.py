@@ -110,7 +110,7 @@ class ModelView:
         if not ticket.wish.prompt_tokens:
             return 0.0  # nothing to read, nothing to write
         usual, most = self.pace.generated_tokens.value, ticket.wish.max_tokens
-        return cost(ticket.wish.prompt_tokens, usual if most is None else min(usual, most))
+        return cost(ticket.wish.prompt_tokens, usual if most is None or usual < most else most)
 
     def finished(self, ticket: Ticket, usage: Usage | None, now: float) -> None:
         """A request is through: its key pays what it has cost, and the model's pace is known better."""
