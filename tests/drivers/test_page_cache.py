@@ -41,7 +41,8 @@ def resident_part(path: Path) -> float:
 
 
 def is_in_memory(path: Path) -> bool:
-    return resident_part(path) == 1.0
+    """All but a piece or two, which a busy kernel may leave out: it is advice. In one go it would be most."""
+    return resident_part(path) > 0.95
 
 
 def cold_file(path: Path) -> Path:
