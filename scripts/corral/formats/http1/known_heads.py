@@ -30,6 +30,8 @@ HEAD_MAX_BYTES = 2048
 _SPELLINGS = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
 _FIELD_BYTES = len(_SPELLINGS[0])
 _HEAD_END = b"\r\n\r\n"
+# RFC 9112 6.3, rule 1: whatever the fields say, these answers end with their head.
+BODILESS = frozenset({204, 304})
 
 # Of a head in some bytes: how many of them it is, with the empty line, and the length that it tells.
 Extent = tuple[int, int | None]
@@ -131,7 +133,7 @@ def _ends_by_length(head: RequestHead | ResponseHead, length: int | None) -> boo
     if isinstance(head, RequestHead):
         return True  # who says nothing has no body
     # Without a length an answer may be anything, and some may name a length and have no body.
-    return length is not None and head.status >= 200 and head.status not in (204, 304)
+    return length is not None and head.status >= 200 and head.status not in BODILESS
 
 
 def _is_length(digits: bytes) -> bool:

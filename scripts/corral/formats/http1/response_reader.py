@@ -8,7 +8,7 @@ from corral.errors import CorralError, InvalidRequest, UpstreamError
 from corral.formats.http1.chunked import is_plain
 from corral.formats.http1.events import Chunks, Event, Limits, ResponseHead
 from corral.formats.http1.faults import RESPONSE_HEAD
-from corral.formats.http1.known_heads import Known, known_responses
+from corral.formats.http1.known_heads import BODILESS, Known, known_responses
 from corral.formats.http1.reader import MessageReader
 from corral.formats.http1.states import State, Step, move
 
@@ -116,8 +116,7 @@ class ResponseReader(MessageReader):
     def _begin_body(self, head: ResponseHead, length: int | None, end: int) -> ResponseHead:
         self._consume(end)
         self.content_length = length
-        if self._head_only or head.status in (204, 304):
-            # RFC 9112 6.3, rule 1: whatever the fields say, these end with their head.
+        if self._head_only or head.status in BODILESS:
             self._state = _NO_BODY
         elif head.chunked:
             self._state = _CHUNKED
